@@ -1,0 +1,1 @@
+"""HTTP front end: accepts mutations into the log and answers reads from snapshots."""

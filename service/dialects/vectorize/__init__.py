@@ -1,0 +1,1 @@
+"""Cloudflare Vectorize v2 over REST."""

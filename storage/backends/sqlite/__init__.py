@@ -1,0 +1,1 @@
+"""SQLite databases and a folder of segments, on one machine."""

@@ -1,0 +1,1 @@
+"""Ways to search one matrix: `flat` is exact, `hnsw` walks a graph."""

@@ -1,0 +1,1 @@
+"""Immutable folders of vectors, and reading them."""

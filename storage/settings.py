@@ -1,0 +1,103 @@
+"""Every setting of Headrace, with its default.
+
+A field is one setting: `seal_bytes` is the flag `--seal-bytes` where a command has it, the variable
+`HEADRACE_SEAL_BYTES`, and `seal_bytes = ...` in the TOML file. `storage.configuration` reads those and remembers
+where each value came from. Every field of `storage.limits.Limits` is a setting as well, as `limit_<field>`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.limits import RELAXED, Limits
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a process was told. Durations and sizes carry their unit in the name."""
+
+    data: Path = Path("headrace-data")
+    """The data folder: databases and segments."""
+    host: str = "127.0.0.1"
+    """The address to listen on. One that is not loopback needs `token` or `insecure`."""
+    port: int = 8787
+    """The port to listen on; 0 takes a free one."""
+    processes: int = 1
+    """How many service processes share the port."""
+    token: str = ""
+    """The API token that every request must carry; empty lets everybody in."""
+    insecure: bool = False
+    """Listen beyond loopback without a token."""
+    create_indexes: str = ""
+    """Indexes to make at start: `name:dimensions:metric` or `name:preset`, separated by commas."""
+    log_format: str = "auto"
+    """`json`, `console`, or `auto`: console on a terminal, JSON elsewhere."""
+    log_level: str = "info"
+    """The least severe events that are logged: debug, info, warning or error."""
+
+    profile: str = "relaxed"
+    """The limits to start from: `cloudflare` or `relaxed`."""
+    limits: Limits = field(default=RELAXED)
+    """The profile with every `limit_*` setting applied."""
+
+    recall: float = 0.98
+    """The recall a query is planned for when it names none; 1 is exact."""
+    wait_timeout_ms: int = 30_000
+    """How long `?wait=true` and `wait_for` wait when the caller names no timeout."""
+    wait_timeout_max_ms: int = 300_000
+    """The longest a caller may wait."""
+    caller_window_ms: int = 300_000
+    """How long `/info` names a caller's own mutations to that caller."""
+    body_bytes_in_flight_max: int = 512 * MIB
+    """The bytes of request bodies one service process holds at a time."""
+    ready_lag_max_ms: int = 0
+    """`/readyz` is unready when the worker is further behind than this; 0 never asks."""
+    drain_timeout_ms: int = 25_000
+    """How long a stopping service finishes requests that are under way."""
+
+    queue_bytes_max: int = 1024 * MIB
+    """The bytes of unapplied mutations one index may have."""
+    queue_mutations_max: int = 100_000
+    """The unapplied mutations one index may have."""
+    lock_timeout_ms: int = 5_000
+    """How long an append waits for the lock of a log."""
+    open_indexes_max: int = 256
+    """How many indexes one process keeps open."""
+    cursor_ttl_ms: int = 3_600_000
+    """How long a list cursor lives."""
+
+    apply_mutations_max: int = 1_000
+    """The mutations one apply transaction takes."""
+    apply_bytes_max: int = 64 * MIB
+    """The bytes of log bodies one apply transaction takes."""
+    seal_bytes: int = 8 * MIB
+    """The float32 bytes of the tail, dead rows included, at which it is sealed."""
+    seal_mutations: int = 2_000
+    """The mutations of the tail at which it is sealed."""
+    seal_idle_ms: int = 5_000
+    """An index without writes for this long seals a tail of over 1 MiB."""
+    tail_bytes_max: int = 256 * MIB
+    """The float32 bytes of the tail at which applying waits for a seal."""
+    graph_rows_min: int = 4_000
+    """Segments with fewer rows have no graph: an exact scan is faster."""
+    merge_ratio: int = 8
+    """Segments within this ratio of size are merged together."""
+    segments_max: int = 4
+    """The segments at rest above which the smallest are merged."""
+    merge_idle_ms: int = 30_000
+    """An index without writes for this long is merged to one segment."""
+    dead_share_max: float = 0.2
+    """A segment with a larger share of dead rows is rewritten."""
+    builder_threads: int = 0
+    """Threads of one graph build; 0 takes every core."""
+    grace_ms: int = 60_000
+    """How long what a publish replaced stays for readers of the older manifest."""
+    sweep_ms: int = 5_000
+    """How often a worker looks at every index, whether or not it was rung for."""
+    log_retain_ms: int = 0
+    """How long log bodies stay after they are sealed."""
+    mutation_retain_ms: int = 7 * 24 * 3_600_000
+    """How long the status of a mutation is remembered."""

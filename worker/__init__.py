@@ -1,0 +1,1 @@
+"""The process that applies mutations and builds segments."""
