@@ -1,0 +1,61 @@
+"""How events become lines on standard error: JSON for machines, columns for people.
+
+Events are `noun.happened` with values as keys. The standard library's records (aiohttp, asyncio) come out in
+the same form, as the event `python.logged`, so that one reader understands every line.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from storage.settings import Settings
+
+
+def configure_logs(settings: Settings, *, process: str) -> None:
+    """Send every event of this process to standard error; each carries the name of the process."""
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)]
+    )
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+    _route_standard_logging([_standard_event, *shared, *last], level)
+
+
+def _route_standard_logging(processors: list[Processor], level: int) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[_without_record, *processors]))
+    # Below a warning the libraries only talk to their own authors.
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _without_record(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Keep the logger's name of a standard record and let go of the record itself."""
+    record: logging.LogRecord = event.pop("_record")
+    event.pop("_from_structlog", None)
+    event["logger"] = record.name
+    return event
+
+
+def _standard_event(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Give a standard record the name every such line has, and its text as a value."""
+    event["message"] = event["event"]
+    event["event"] = "python.logged"
+    return event

@@ -1,0 +1,70 @@
+"""The runtime folder: sockets and metrics files of the processes that share one data folder.
+
+It is not the data folder, because the path of a UNIX socket has about 108 bytes and the data folder may be
+deep or on a file system without sockets. Everything in it may vanish at any time; nothing durable belongs
+here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+FOLDER_BYTES_MAX = 64
+"""What leaves a socket's own name over 35 bytes below the limit of 100 that every platform keeps."""
+
+
+class RuntimeFolderInvalid(Exception):
+    """The runtime folder is there but is not ours alone; the message says what to do."""
+
+
+def runtime_folder(data: Path) -> Path:
+    """The folder for the processes on `data`: one for all of them, private to this user, made when missing.
+
+    Raises RuntimeFolderInvalid when something else has its name: in a shared temporary folder anybody can
+    make one, and whoever owns the folder can answer our doorbells.
+    """
+    digest = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
+    name = f"headrace-{os.getuid()}-{digest}"
+    folder = Path(tempfile.gettempdir()).resolve() / name
+    if len(os.fsencode(folder)) > FOLDER_BYTES_MAX:
+        folder = Path("/tmp") / name  # noqa: S108 (private by mode, and the owner is checked below)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise RuntimeFolderInvalid(
+            f"{folder} should be a folder that only this user can enter; it is not: remove it and start again"
+        )
+    return folder
+
+
+def metrics_folder(data: Path) -> Path:
+    """Where the processes on `data` keep the files their metrics are added up from."""
+    folder = runtime_folder(data) / "metrics"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def clear_stale_metrics(folder: Path) -> None:
+    """Remove the metrics files of processes that are gone.
+
+    Those of living ones stay: a second `headrace work` on the same data must not blind the first. A number
+    that was given to another process meanwhile leaves one stale file behind, which the next start removes.
+    """
+    for file in folder.glob("*_*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if not pid.isdecimal() or not _alive(int(pid)):
+            file.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
