@@ -1,0 +1,257 @@
+"""Exact scoring: what the score of a match is, and how the best rows are found at the speed of memory.
+
+The definition, for a stored vector v and a query q, best first (as the live service documents its metrics):
+
+    cosine       v.q / (|v| |q|), from 1 down to -1; 0 when v or q is the zero vector
+    euclidean    |v - q|, not squared, from 0 up
+    dot-product  the negative of v.q, ascending
+
+A score is computed in float64 from the stored float32 numbers, clamped to what float32 can hold and rounded
+to it once. It depends on nothing but the two vectors, not on the part, the block or the rows beside it: every
+row is summed alone and in the same order. So two processes, or the same rows before and after a merge, give
+equal bytes.
+
+`candidates` finds the best rows by a float32 matrix product and keeps every row whose score could, within a
+proved bound on the rounding of that product, be among the best. It may return more rows than asked for, ties
+included, but never misses one; `scores` then tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.records import Metric
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+RowNumbers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+GATHER_COST = 4
+"""How many rows a scan passes in the time in which one scattered row is fetched (measured: 4 to 5)."""
+
+_SCAN_ROWS = 16_384  # A block of scores stays in the second-level cache; the matrix itself is not copied.
+_GATHER_VALUES = 1 << 20  # 4 MiB of float32 are copied at a time, whatever the number of rows.
+_EXACT_VALUES = 1 << 17  # 1 MiB of float64.
+
+_UNIT = 2.0**-24  # The unit roundoff of float32.
+_LENGTH_MIN = (
+    1e-25  # Between these lengths no product or sum in float32 under- or overflows beyond the bound;
+)
+_LENGTH_MAX = 1e37  # rows outside are multiplied in float64.
+_SCORE_MAX = float(np.finfo(np.float32).max)
+
+
+def norms(vectors: Floats) -> Doubles:
+    """The Euclidean length of each row, as every part keeps them."""
+    lengths = np.empty(len(vectors), dtype=np.float64)
+    for start, block in _exact_blocks(vectors):
+        lengths[start : start + len(block)] = _lengths(block)
+    return lengths
+
+
+def scores(metric: Metric, vectors: Floats, query: Floats) -> Floats:
+    """The score of each row: the definition that everything else in Headrace agrees with."""
+    assert vectors.ndim == 2
+    assert query.shape == vectors.shape[1:]
+    result = np.empty(len(vectors), dtype=np.float32)
+    wide = query.astype(np.float64)
+    for start, block in _exact_blocks(vectors):
+        exact = np.clip(_exact_scores(metric, block, wide), -_SCORE_MAX, _SCORE_MAX)
+        result[start : start + len(block)] = exact
+    # Adding zero turns -0.0 into 0.0, which prints as a number and not as a riddle.
+    return result + np.float32(0)
+
+
+def candidates(
+    metric: Metric, vectors: Floats, lengths: Doubles, query: Floats, *, mask: Mask, count: int
+) -> RowNumbers:
+    """Ascending rows of `mask`, among them all that could be in the best `count`, ties at the end included.
+
+    `lengths` are the `norms` of all rows. Few rows of a large matrix are gathered, many are scanned in place.
+    """
+    assert len(mask) == len(vectors) == len(lengths)
+    matching = int(np.count_nonzero(mask))
+    if matching * GATHER_COST < len(mask):
+        return candidates_among(metric, vectors, lengths, query, rows=np.flatnonzero(mask), count=count)
+    matrix = np.asarray(vectors)  # A slice of a plain array is cheaper than one of a memory map.
+    shortlist = _Shortlist(metric, count)
+    question = _Question.of(metric, query)
+    for start in range(0, len(matrix), _SCAN_ROWS):
+        block = slice(start, start + _SCAN_ROWS)
+        lower, upper = question.bounds(matrix[block], lengths[block])
+        near = np.flatnonzero((lower <= shortlist.ceiling) & mask[block])
+        shortlist.offer(near + start, lower[near], upper[near])
+    return shortlist.rows()
+
+
+def candidates_among(
+    metric: Metric, vectors: Floats, lengths: Doubles, query: Floats, *, rows: RowNumbers, count: int
+) -> RowNumbers:
+    """As `candidates`, among the rows named: each once, in ascending order."""
+    matrix = np.asarray(vectors)
+    shortlist = _Shortlist(metric, count)
+    if len(rows) <= count:
+        return rows
+    question = _Question.of(metric, query)
+    step = max(1, _GATHER_VALUES // max(1, matrix.shape[1]))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        lower, upper = question.bounds(matrix[block], lengths[block])
+        near = np.flatnonzero(lower <= shortlist.ceiling)
+        shortlist.offer(block[near], lower[near], upper[near])
+    return shortlist.rows()
+
+
+def _exact_blocks(vectors: Floats) -> Iterator[tuple[int, Doubles]]:
+    """The rows in float64, a bounded number at a time, each block with the number of its first row."""
+    step = max(1, _EXACT_VALUES // max(1, vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        yield start, np.ascontiguousarray(vectors[start : start + step], dtype=np.float64)
+
+
+def _exact_scores(metric: Metric, vectors: Doubles, query: Doubles) -> Doubles:
+    match metric:
+        case Metric.COSINE:
+            scale = _lengths(vectors) * _lengths(query[np.newaxis])
+            dots = _dots(vectors, query)
+            return np.divide(dots, scale, out=np.zeros_like(dots), where=scale != 0)
+        case Metric.EUCLIDEAN:
+            return _lengths(vectors - query)
+        case Metric.DOT_PRODUCT:
+            return -_dots(vectors, query)
+
+
+def _dots(vectors: Doubles, query: Doubles) -> Doubles:
+    # Not a matrix product: BLAS sums a row in an order that depends on how many rows there are. This sums
+    # each row by itself, in an order that depends on its length only. Products of two float32 are exact here.
+    sums: Doubles = np.add.reduce(vectors * query, axis=1)
+    return sums
+
+
+def _lengths(vectors: Doubles) -> Doubles:
+    lengths: Doubles = np.sqrt(np.add.reduce(vectors * vectors, axis=1))
+    return lengths
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A query made ready for a float32 product: scaled by a power of two to a length in [1/2, 1), or zero.
+
+    A row's *rank* is a number that orders rows as their scores do, lowest best: the negative cosine, the
+    squared distance, or the negative dot product.
+    """
+
+    metric: Metric
+    scaled: Floats
+    scale: float
+    scaled_length: float
+    length: float
+    margin: float
+
+    @classmethod
+    def of(cls, metric: Metric, query: Floats) -> _Question:
+        wide = query.astype(np.float64)
+        length = float(_lengths(wide[np.newaxis])[0])
+        exponent = int(np.frexp(length)[1])
+        # The error of a dot product of n terms is at most n u / (1 - n u) times the product of the lengths,
+        # in whatever order it is summed. The eight terms more pay for what underflows and for the float64
+        # arithmetic here and in `scores`, which is 2^29 times finer.
+        terms = (len(query) + 8) * _UNIT
+        return cls(
+            metric=metric,
+            scaled=np.ldexp(wide, -exponent).astype(np.float32),
+            scale=float(np.ldexp(1.0, exponent)),
+            scaled_length=float(np.ldexp(length, -exponent)),
+            length=length,
+            margin=terms / (1 - terms),
+        )
+
+    def bounds(self, vectors: Floats, lengths: Doubles) -> tuple[Doubles, Doubles]:
+        """Between which two numbers the rank of each row lies."""
+        dots = self._dots(vectors, lengths)
+        error: Doubles | float
+        match self.metric:
+            case Metric.COSINE:
+                divisor = lengths * -(self.scaled_length or 1.0)
+                divisor[divisor == 0] = 1.0
+                error = self.margin
+                rank = np.divide(dots, divisor, out=dots)
+            case Metric.DOT_PRODUCT:
+                error = lengths * (self.margin * self.length)
+                rank = np.multiply(dots, -self.scale, out=dots)
+            case Metric.EUCLIDEAN:
+                # |v|^2 - 2 v.q + |q|^2 is off by at most margin * 2 |v| |q|, which is no more than this.
+                error = np.square(lengths + self.length)
+                error *= self.margin / 2
+                rank = lengths * lengths
+                rank -= dots * (2 * self.scale)
+                rank += self.length * self.length
+        return rank - error, rank + error
+
+    def _dots(self, vectors: Floats, lengths: Doubles) -> Doubles:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            dots: Doubles = np.matmul(vectors, self.scaled).astype(np.float64)
+        if lengths.min(initial=1.0) < _LENGTH_MIN or lengths.max(initial=1.0) > _LENGTH_MAX:
+            beyond = np.flatnonzero((lengths != 0) & ((lengths < _LENGTH_MIN) | (lengths > _LENGTH_MAX)))
+            wide = self.scaled.astype(np.float64)
+            step = max(1, _EXACT_VALUES // max(1, vectors.shape[1]))
+            for start in range(0, len(beyond), step):
+                rows = beyond[start : start + step]
+                dots[rows] = _dots(vectors[rows].astype(np.float64), wide)
+        return dots
+
+
+class _Shortlist:
+    """The rows that can still be among the best `count` of those offered so far."""
+
+    def __init__(self, metric: Metric, count: int) -> None:
+        assert count >= 1
+        self.ceiling = np.inf
+        """No row whose rank is certainly above this is among the best."""
+        self._metric = metric
+        self._count = count
+        self._kept: list[tuple[RowNumbers, Doubles, Doubles]] = []
+        self._total = 0
+        self._full = count + 1
+
+    def offer(self, rows: RowNumbers, lower: Doubles, upper: Doubles) -> None:
+        """Take rows whose rank lies between `lower` and `upper`, and drop those now out of reach."""
+        if not len(rows):
+            return
+        self._kept.append((rows, lower, upper))
+        self._total += len(rows)
+        if self._total >= self._full:
+            self._prune()
+
+    def rows(self) -> RowNumbers:
+        """What is left, in the order in which it was offered."""
+        if self._total > self._count:
+            self._prune()
+        return np.concatenate([rows for rows, _, _ in self._kept]) if self._kept else np.empty(0, np.int64)
+
+    def _prune(self) -> None:
+        rows, lower, upper = (np.concatenate(column) for column in zip(*self._kept, strict=True))
+        last = float(np.partition(upper, self._count - 1)[self._count - 1])
+        self.ceiling = min(self.ceiling, _ceiling(self._metric, last))
+        near = lower <= self.ceiling
+        self._kept = [(rows[near], lower[near], upper[near])]
+        self._total = len(self._kept[0][0])
+        # Pruning costs as much as what is kept, so it waits until that has grown by a quarter.
+        self._full = self._total + self._total // 4 + 1
+
+
+def _ceiling(metric: Metric, rank: float) -> float:
+    """The rank above which a score, rounded to float32, is certainly worse than one of at most `rank`."""
+    # Scores that differ in float64 may be one in float32, and then the id decides. So the rank becomes a
+    # score, the score goes up to the next float32, and back.
+    score = np.sqrt(max(rank, 0.0)) * (1 + 2.0**-50) if metric is Metric.EUCLIDEAN else rank
+    rounded = np.float32(np.clip(score, -_SCORE_MAX, _SCORE_MAX))
+    if rounded == _SCORE_MAX:
+        return np.inf  # Everything worse is clamped to the same score.
+    above = float(np.nextafter(rounded, np.float32(np.inf)))
+    return above * above * (1 + 2.0**-50) if metric is Metric.EUCLIDEAN else above
