@@ -49,18 +49,23 @@ _SCORE_MAX = float(np.finfo(np.float32).max)
 def norms(vectors: Floats) -> Doubles:
     """The Euclidean length of each row, as every part keeps them."""
     lengths = np.empty(len(vectors), dtype=np.float64)
-    for start, block in _exact_blocks(vectors):
+    for start, block in _exact_blocks(vectors, np.arange(len(vectors))):
         lengths[start : start + len(block)] = _lengths(block)
     return lengths
 
 
 def scores(metric: Metric, vectors: Floats, query: Floats) -> Floats:
     """The score of each row: the definition that everything else in Headrace agrees with."""
+    return scores_of(metric, vectors, query, rows=np.arange(len(vectors)))
+
+
+def scores_of(metric: Metric, vectors: Floats, query: Floats, *, rows: RowNumbers) -> Floats:
+    """The scores of some rows, in the order named."""
     assert vectors.ndim == 2
     assert query.shape == vectors.shape[1:]
-    result = np.empty(len(vectors), dtype=np.float32)
+    result = np.empty(len(rows), dtype=np.float32)
     wide = query.astype(np.float64)
-    for start, block in _exact_blocks(vectors):
+    for start, block in _exact_blocks(vectors, rows):
         exact = np.clip(_exact_scores(metric, block, wide), -_SCORE_MAX, _SCORE_MAX)
         result[start : start + len(block)] = exact
     # Adding zero turns -0.0 into 0.0, which prints as a number and not as a riddle.
@@ -78,7 +83,7 @@ def candidates(
     matching = int(np.count_nonzero(mask))
     if matching * GATHER_COST < len(mask):
         return candidates_among(metric, vectors, lengths, query, rows=np.flatnonzero(mask), count=count)
-    matrix = np.asarray(vectors)  # A slice of a plain array is cheaper than one of a memory map.
+    matrix = np.asarray(vectors)
     shortlist = _Shortlist(metric, count)
     question = _Question.of(metric, query)
     for start in range(0, len(matrix), _SCAN_ROWS):
@@ -107,11 +112,12 @@ def candidates_among(
     return shortlist.rows()
 
 
-def _exact_blocks(vectors: Floats) -> Iterator[tuple[int, Doubles]]:
-    """The rows in float64, a bounded number at a time, each block with the number of its first row."""
-    step = max(1, _EXACT_VALUES // max(1, vectors.shape[1]))
-    for start in range(0, len(vectors), step):
-        yield start, np.ascontiguousarray(vectors[start : start + step], dtype=np.float64)
+def _exact_blocks(vectors: Floats, rows: RowNumbers) -> Iterator[tuple[int, Doubles]]:
+    """The rows in float64, a bounded number at a time, each block with its place among them."""
+    matrix = np.asarray(vectors)  # Plain arrays are cheaper to slice than memory maps.
+    step = max(1, _EXACT_VALUES // max(1, matrix.shape[1]))
+    for start in range(0, len(rows), step):
+        yield start, matrix[rows[start : start + step]].astype(np.float64)
 
 
 def _exact_scores(metric: Metric, vectors: Doubles, query: Doubles) -> Doubles:

@@ -1,0 +1,251 @@
+"""Answering a query: mask, plan and search every part, score what was found exactly, merge.
+
+Liveness, namespace and filter are one mask per part, applied before anything is counted, so as many hits come
+back as were asked for whenever so many rows match. Every score is the exact one of `storage.indexes.flat`;
+hits are ordered by score, best first, and then by the bytes of the id. At recall 1 the answer equals brute
+force. Below it, a graph may miss a near row, but never return a dead one, a wrong score or too few.
+
+`search` is `run` after `prepare`. A service that must not block its event loop asks `preparing_bytes` and
+then `Prepared.work_bytes` what each will cost, and takes what `is_long` to a thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import plan as planning
+from storage.filters import Filter, FilterRules, path_of, paths
+from storage.indexes import flat
+from storage.masks import matching as matching_rows
+from storage.plan import Plan, PlanKind
+from storage.records import Metric
+from storage.snapshot import LivePart, Mask, Part, Snapshot
+
+LONG_BYTES = 32 * 1024 * 1024
+"""About a millisecond of work, in bytes scanned: more than an event loop should stand still for."""
+COLUMN_ROW_BYTES = 16
+"""What reading one row of a column or namespace costs, in bytes scanned."""
+METADATA_ROW_BYTES = 16 * 1024
+"""What reading one property out of metadata costs: JSON is parsed, half a microsecond a row and more."""
+
+Rows = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """What is looked for: hits `offset` to `offset + count`, best first.
+
+    `namespace` "" looks in all of them. `recall` is the share of the true nearest that is wanted; 1 is exact.
+    """
+
+    vector: NDArray[np.float32]
+    count: int
+    offset: int = 0
+    namespace: str = ""
+    filter: Filter | None = None
+    rules: FilterRules
+    recall: float = 0.98
+
+    def __post_init__(self) -> None:
+        assert self.count >= 1
+        assert self.offset >= 0
+        assert self.vector.dtype == np.float32
+        assert self.vector.ndim == 1
+
+    @property
+    def wanted(self) -> int:
+        """How many of the best must be known to answer."""
+        return self.count + self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer; `part` and `row` say where the rest of it lies."""
+
+    id: str
+    score: float
+    part: Part
+    row: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartExplanation:
+    """What was done in one part. `candidates` is how many rows were scored exactly."""
+
+    name: str
+    rows: int
+    live: int
+    matching: int
+    plan: PlanKind
+    expansion: int
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The hits, best first, and how they were found."""
+
+    hits: tuple[Hit, ...]
+    explanations: tuple[PartExplanation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedPart:
+    """A part with its rows selected and its plan made."""
+
+    live_part: LivePart
+    mask: Mask
+    matching: int
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A query of which only the search is left to do."""
+
+    metric: Metric
+    query: Query
+    parts: tuple[PreparedPart, ...]
+
+    @property
+    def work_bytes(self) -> int:
+        """What `run` is expected to cost, in bytes scanned."""
+        dimensions = len(self.query.vector)
+        return sum(
+            planning.work_bytes(
+                part.plan, rows=part.live_part.part.rows, matching=part.matching, dimensions=dimensions
+            )
+            for part in self.parts
+        )
+
+
+def search(snapshot: Snapshot, query: Query) -> Found:
+    """The best matches in the snapshot: min(count, matching rows - offset) of them."""
+    return run(prepare(snapshot, query))
+
+
+def is_long(work_bytes: int) -> bool:
+    """Whether that much work belongs in a thread rather than on an event loop."""
+    return work_bytes > LONG_BYTES
+
+
+def preparing_bytes(snapshot: Snapshot, query: Query) -> int:
+    """What `prepare` is expected to cost, in bytes scanned. Properties without a column are dear."""
+    row_bytes = COLUMN_ROW_BYTES if query.namespace else 0
+    if query.filter is not None:
+        indexed = {path_of(index.property) for index in snapshot.metadata_indexes}
+        for path in paths(query.filter):
+            # Where metadata is not looked into, a property without an index matches nothing, for nothing.
+            if path in indexed or query.rules.unindexed:
+                row_bytes += COLUMN_ROW_BYTES if path in indexed else METADATA_ROW_BYTES
+    return sum(live_part.part.rows for live_part in snapshot.parts) * row_bytes
+
+
+def prepare(snapshot: Snapshot, query: Query) -> Prepared:
+    """Select the rows of every part and plan how to search them."""
+    assert len(query.vector) == snapshot.spec.config.dimensions
+    masks = matching_rows(snapshot, query.namespace, query.filter, query.rules)
+    return Prepared(
+        metric=snapshot.spec.config.metric,
+        query=query,
+        parts=tuple(
+            _prepare_part(live_part, mask, query)
+            for live_part, mask in zip(snapshot.parts, masks, strict=True)
+        ),
+    )
+
+
+def run(prepared: Prepared) -> Found:
+    """Search every part and merge what was found."""
+    rows, scores, explanations = [], [], []
+    for part in prepared.parts:
+        candidates, explanation = _search_part(prepared.metric, part, prepared.query)
+        rows.append(candidates)
+        scores.append(
+            flat.scores_of(
+                prepared.metric, part.live_part.part.vectors, prepared.query.vector, rows=candidates
+            )
+        )
+        explanations.append(explanation)
+    parts = [part.live_part.part for part in prepared.parts]
+    hits = _merge(prepared.metric, parts, rows, scores, wanted=prepared.query.wanted)
+    return Found(hits=hits[prepared.query.offset :], explanations=tuple(explanations))
+
+
+def _prepare_part(live_part: LivePart, mask: Mask, query: Query) -> PreparedPart:
+    part = live_part.part
+    matching = live_part.live_count if mask is live_part.live else int(np.count_nonzero(mask))
+    plan = planning.choose(
+        rows=part.rows,
+        matching=matching,
+        count=query.wanted,
+        dimensions=len(query.vector),
+        recall=query.recall,
+        expansion=part.graph.expansion(count=query.wanted, recall=query.recall) if part.graph else 0,
+    )
+    return PreparedPart(live_part=live_part, mask=mask, matching=matching, plan=plan)
+
+
+def _search_part(metric: Metric, prepared: PreparedPart, query: Query) -> tuple[Rows, PartExplanation]:
+    part = prepared.live_part.part
+    plan, rows = prepared.plan, np.empty(0, dtype=np.int64)
+    while plan.kind is PlanKind.GRAPH:
+        rows = _graph_rows(metric, part, prepared.mask, query, plan)
+        if len(rows) >= min(query.wanted, prepared.matching):
+            break
+        plan = planning.widen(plan, rows=part.rows, matching=prepared.matching, dimensions=len(query.vector))
+    if plan.kind is PlanKind.EXACT:
+        rows = flat.candidates(
+            metric, part.vectors, part.norms, query.vector, mask=prepared.mask, count=query.wanted
+        )
+    return rows, PartExplanation(
+        name=part.name,
+        rows=part.rows,
+        live=prepared.live_part.live_count,
+        matching=prepared.matching,
+        plan=plan.kind,
+        expansion=plan.expansion,
+        candidates=len(rows),
+    )
+
+
+def _graph_rows(metric: Metric, part: Part, mask: Mask, query: Query, plan: Plan) -> Rows:
+    """The matching rows that the graph finds, and the best of those it is known not to find."""
+    graph = part.graph
+    assert graph is not None
+    found = graph.search(query.vector, count=plan.count, expansion=plan.expansion)
+    found = found[mask[found]]
+    side = graph.side
+    if not len(side):
+        return found
+    best = flat.candidates_among(
+        metric, part.vectors, part.norms, query.vector, rows=side[mask[side]], count=query.wanted
+    )
+    return np.union1d(found, best)
+
+
+def _merge(
+    metric: Metric, parts: list[Part], rows: list[Rows], scores: list[Scores], *, wanted: int
+) -> tuple[Hit, ...]:
+    """The best of all parts: by score, equal scores by id."""
+    if not parts:
+        return ()
+    part_of = np.repeat(np.arange(len(parts)), [len(found) for found in rows])
+    row, score = np.concatenate(rows), np.concatenate(scores)
+    key = score if metric.lower_is_better else -score
+    if len(key) > wanted:
+        # Only rows that can be answered are asked for their ids; those in a tie for the last place all are.
+        near = np.flatnonzero(key <= np.partition(key, wanted - 1)[wanted - 1])
+        part_of, row, score, key = part_of[near], row[near], score[near], key[near]
+    hits = [
+        Hit(parts[number].id_of(place), value, parts[number], place)
+        for number, place, value in zip(part_of.tolist(), row.tolist(), score.tolist(), strict=True)
+    ]
+    # Python orders text by code point, which is the order of its UTF-8 bytes.
+    sign = 1 if metric.lower_is_better else -1
+    hits.sort(key=lambda hit: (sign * hit.score, hit.id))
+    return tuple(hits[:wanted])
