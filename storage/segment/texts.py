@@ -1,0 +1,55 @@
+"""Texts end to end in one file, where each begins in another: how ids and metadata lie in a segment."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+from storage.segment.format import BYTES, OFFSETS
+
+SMALL_BYTES = 256 * 1024
+"""Files up to this size are read instead of mapped: Python keeps a descriptor open for every mapping."""
+
+
+def mapped(path: Path) -> memoryview:
+    """The bytes of a file, read-only. They stay readable after it is unlinked. Raises OSError."""
+    with path.open("rb") as file:
+        if path.stat().st_size <= SMALL_BYTES:
+            return memoryview(file.read())
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextColumn(Sequence[bytes]):
+    """One text per row: row r is `content[offsets[r]:offsets[r + 1]]`."""
+
+    offsets: memoryview
+    content: memoryview
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> TextColumn:
+        """Map the two files of a column. Raises OSError, and ValueError for a cut-off offset."""
+        try:
+            offsets = mapped(folder / (name + OFFSETS)).cast("Q")
+        except TypeError as error:
+            raise ValueError(f"{folder / (name + OFFSETS)} is not a whole number of offsets") from error
+        return cls(offsets, mapped(folder / (name + BYTES)))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[bytes]: ...
+
+    def __getitem__(self, row: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return bytes(self.content[self.offsets[row] : self.offsets[row + 1]])
