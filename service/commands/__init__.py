@@ -1,0 +1,1 @@
+"""What the `headrace` command does: one file per command, `cli` names them."""

@@ -1,0 +1,149 @@
+"""`up`, `serve`, `work` and `dev`: the same supervisor with other children and other defaults."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from service.commands.children import ChildPlan
+from service.commands.failure import CommandFailed
+from service.commands.listeners import Address, bind, resolve_address
+from service.commands.rest import DUPLICATE_NAME, Api, ApiRefused
+from service.commands.supervise import Supervisor
+from service.commands.welcome import ACCOUNT, welcome, worker_welcome
+from storage.logs import configure_logs
+from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, metrics_folder
+from storage.settings import Settings
+from storage.wanted import WantedIndex, wanted_indexes
+
+SERVICE = ("service", "child")
+WORKER = ("worker",)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """Which children a command runs. `service` and `worker` are modules, so that tests can stand in."""
+
+    serves: bool = True
+    works: bool = True
+    service: tuple[str, ...] = SERVICE
+    worker: tuple[str, ...] = WORKER
+
+
+def run_crew(settings: Settings, crew: Crew, *, teach: bool = False) -> int:
+    """Run until SIGTERM or SIGINT, then stop cleanly; returns 0. Raises CommandFailed.
+
+    With `teach`, what is printed when everything is ready includes what to paste and what to try first.
+    """
+    # Children run in the same folder, but who reads their logs should not have to know that.
+    settings = replace(settings, data=settings.data.absolute())
+    configure_logs(settings, process="supervisor")
+    return asyncio.run(_until_stopped(settings, crew, teach=teach))
+
+
+async def _until_stopped(settings: Settings, crew: Crew, *, teach: bool) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def announce(address: Address | None) -> None:
+        text = welcome(settings, address, teach=teach) if address else worker_welcome(settings)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    await run_until(settings, crew, stop=stop, ready=announce)
+    log.info("supervisor.stopped")
+    return 0
+
+
+async def run_until(
+    settings: Settings, crew: Crew, *, stop: asyncio.Event, ready: Callable[[Address | None], None]
+) -> None:
+    """Run the children until `stop` is set. Raises CommandFailed.
+
+    `ready` is called once, with where the services listen (None without any), when every child is ready and
+    the wanted indexes are made.
+    """
+    metrics = _prepare(settings)
+    address, listeners = _listen(settings) if crew.serves else (None, ())
+    supervisor = Supervisor(_plans(crew, listeners), settings, metrics)
+    settled = asyncio.Event()
+    running = asyncio.create_task(supervisor.run(ready=settled.set, stop=stop))
+    preparing = asyncio.create_task(_announce(settings, address, settled, ready))
+    try:
+        await asyncio.wait([running, preparing], return_when=asyncio.FIRST_COMPLETED)
+        if preparing.done():
+            preparing.result()
+        await asyncio.shield(running)
+    finally:
+        stop.set()
+        preparing.cancel()
+        await asyncio.wait([running, preparing])
+        for listener in listeners:
+            listener.close()
+
+
+async def _announce(
+    settings: Settings,
+    address: Address | None,
+    settled: asyncio.Event,
+    ready: Callable[[Address | None], None],
+) -> None:
+    await settled.wait()
+    if address is not None:
+        await create_indexes(address.url(), settings.token, wanted_indexes(settings.create_indexes))
+    ready(address)
+
+
+async def create_indexes(url: str, token: str, wanted: Sequence[WantedIndex]) -> None:
+    """Make the indexes that are not there yet. One that exists is left as it is, whatever it is."""
+    if not wanted:
+        return
+    async with Api(url, ACCOUNT, token) as api:
+        for one in wanted:
+            config = {"preset": one.preset} if one.preset else {"dimensions": one.dimensions, "metric": one.metric}
+            try:
+                await api.post("", {"name": one.name, "config": config})
+            except ApiRefused as refused:
+                if refused.code != DUPLICATE_NAME:
+                    raise
+            else:
+                log.info("index.created", name=one.name, account=ACCOUNT)
+
+
+def _prepare(settings: Settings) -> Path:
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        metrics = metrics_folder(settings.data)
+        clear_stale_metrics(metrics)
+    except RuntimeFolderInvalid as error:
+        raise CommandFailed(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(
+            f"the data folder {settings.data} cannot be used ({error.strerror}); choose another with --data"
+        ) from error
+    return metrics
+
+
+def _listen(settings: Settings) -> tuple[Address, tuple[socket.socket, ...]]:
+    return bind(resolve_address(settings), settings.processes)
+
+
+def _plans(crew: Crew, listeners: Sequence[socket.socket]) -> list[list[ChildPlan]]:
+    """The children in the order of stopping: services, then the worker."""
+    services = [
+        ChildPlan(name=f"service-{number}", module=crew.service, listener=listener)
+        for number, listener in enumerate(listeners, start=1)
+    ]
+    workers = [ChildPlan(name="worker", module=crew.worker)] if crew.works else []
+    return [services, workers]

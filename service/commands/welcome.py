@@ -1,0 +1,49 @@
+"""What is printed once everything is ready: where it listens, what to paste, what to try first."""
+
+from __future__ import annotations
+
+import sys
+
+from service.commands.listeners import Address
+from service.version import VERSION
+from storage.settings import Settings
+
+ACCOUNT = "local"
+"""The account of the examples and of the indexes made at start; any other name works too."""
+TOKEN = "local"  # noqa: S105 (what clients that insist on a token are told to send when none is needed)
+
+
+def welcome(settings: Settings, address: Address, *, teach: bool) -> str:
+    """The lines for a service that listens at `address`. A configured token is never printed."""
+    url = address.url()
+    first = f"Headrace {VERSION} listens on {url} (data in {settings.data}, limits {settings.profile})\n"
+    return first + (_lesson(url, needs_token=bool(settings.token)) if teach else "")
+
+
+def worker_welcome(settings: Settings) -> str:
+    """The line for a worker that runs by itself."""
+    return f"Headrace {VERSION} applies mutations of {settings.data}\n"
+
+
+def _lesson(url: str, *, needs_token: bool) -> str:
+    token = "$HEADRACE_TOKEN" if needs_token else TOKEN
+    authorization = ' -H "Authorization: Bearer $CLOUDFLARE_API_TOKEN"' if needs_token else ""
+    program = sys.argv[0] if sys.argv[0].endswith("headrace") else "headrace"
+    return f"""
+Paste this where your client runs (wrangler, the Cloudflare SDKs, curl):
+
+  export CLOUDFLARE_API_BASE_URL={url}/client/v4
+  export CLOUDFLARE_BASE_URL={url}/client/v4
+  export CLOUDFLARE_ACCOUNT_ID={ACCOUNT}
+  export CLOUDFLARE_API_TOKEN={token}
+  export WRANGLER_SEND_METRICS=false
+
+Then try a first request, which makes an index:
+
+  curl "$CLOUDFLARE_BASE_URL/accounts/$CLOUDFLARE_ACCOUNT_ID/vectorize/v2/indexes"{authorization} \\
+    -H "Content-Type: application/json" \\
+    -d '{{"name": "docs", "config": {{"dimensions": 768, "metric": "cosine"}}}}'
+
+`{program} demo` shows a search over real words. Ctrl-C stops everything.
+
+"""

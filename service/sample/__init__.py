@@ -1,0 +1,1 @@
+"""Real word vectors to try things with; NOTICE says where they come from."""
