@@ -18,6 +18,7 @@ included, but never misses one; `scores` then tells them apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,10 +40,9 @@ _GATHER_VALUES = 1 << 20  # 4 MiB of float32 are copied at a time, whatever the 
 _EXACT_VALUES = 1 << 17  # 1 MiB of float64.
 
 _UNIT = 2.0**-24  # The unit roundoff of float32.
-_LENGTH_MIN = (
-    1e-25  # Between these lengths no product or sum in float32 under- or overflows beyond the bound;
-)
-_LENGTH_MAX = 1e37  # rows outside are multiplied in float64.
+# Between these lengths nothing in float32 under- or overflows beyond the bound; rows outside go by float64.
+_LENGTH_MIN = 1e-25
+_LENGTH_MAX = 1e37
 _SCORE_MAX = float(np.finfo(np.float32).max)
 
 
@@ -236,7 +236,7 @@ class _Shortlist:
 
     def rows(self) -> RowNumbers:
         """What is left, in the order in which it was offered."""
-        if self._total > self._count:
+        if len(self._kept) > 1 and self._total > self._count:
             self._prune()
         return np.concatenate([rows for rows, _, _ in self._kept]) if self._kept else np.empty(0, np.int64)
 
@@ -255,8 +255,8 @@ def _ceiling(metric: Metric, rank: float) -> float:
     """The rank above which a score, rounded to float32, is certainly worse than one of at most `rank`."""
     # Scores that differ in float64 may be one in float32, and then the id decides. So the rank becomes a
     # score, the score goes up to the next float32, and back.
-    score = np.sqrt(max(rank, 0.0)) * (1 + 2.0**-50) if metric is Metric.EUCLIDEAN else rank
-    rounded = np.float32(np.clip(score, -_SCORE_MAX, _SCORE_MAX))
+    score = math.sqrt(max(rank, 0.0)) * (1 + 2.0**-50) if metric is Metric.EUCLIDEAN else rank
+    rounded = np.float32(max(-_SCORE_MAX, min(score, _SCORE_MAX)))
     if rounded == _SCORE_MAX:
         return np.inf  # Everything worse is clamped to the same score.
     above = float(np.nextafter(rounded, np.float32(np.inf)))
