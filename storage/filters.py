@@ -280,17 +280,14 @@ def _read(document: object, depth: int) -> Filter:
             return _compare(path, comparison, operand)
         case _:
             raise FilterInvalid(
-                f"a stored filter has {document!r:.200}; expected is and, or, not, or path with comparison"
-                " and operand"
+                f"a stored filter has {document!r:.200}; expected is and, or, not, or path with comparison and operand"
             )
 
 
 def _compare(path: list[object], spelled: str, operand: object) -> Compare:
     keys = tuple(key for key in path if isinstance(key, str) and key)
     if not keys or len(keys) != len(path):
-        raise FilterInvalid(
-            f"a stored filter has the path {path!r:.200}; a path is a list of keys that are not empty"
-        )
+        raise FilterInvalid(f"a stored filter has the path {path!r:.200}; a path is a list of keys that are not empty")
     try:
         comparison = Comparison(spelled)
     except ValueError as error:
@@ -301,9 +298,7 @@ def _compare(path: list[object], spelled: str, operand: object) -> Compare:
 
 def _operand(comparison: Comparison, operand: object) -> Scalar | tuple[Scalar, ...]:
     match comparison, operand:
-        case ((Comparison.IN | Comparison.NIN), list()) if all(
-            one is None or type_of(one) for one in operand
-        ):
+        case ((Comparison.IN | Comparison.NIN), list()) if all(one is None or type_of(one) for one in operand):
             return tuple(operand)
         case Comparison.EXISTS, bool():
             return operand

@@ -31,9 +31,7 @@ def filter_mask(tree: Filter, part: Part, rules: FilterRules, indexes: tuple[Met
     return _mask(tree, part, rules, _by_path(indexes))
 
 
-def _matching(
-    live_part: LivePart, namespace: str, tree: Filter | None, rules: FilterRules, indexes: Indexes
-) -> Mask:
+def _matching(live_part: LivePart, namespace: str, tree: Filter | None, rules: FilterRules, indexes: Indexes) -> Mask:
     mask = live_part.live
     if namespace:
         mask = mask & live_part.part.namespace_mask(namespace)

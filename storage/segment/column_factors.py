@@ -43,7 +43,7 @@ class FactorColumn:
         codes = self.pool.appended(self.codes, metadata)
         return replace(self, rows=len(codes), codes=codes)
 
-    def bound(self, type: MetadataType) -> BoundColumn:  # noqa: A002 - as in `MetadataIndex`
+    def bound(self, type: MetadataType) -> BoundColumn:
         """The same rows under a metadata index of a type."""
         return BoundColumn(self, type)
 

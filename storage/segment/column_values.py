@@ -81,11 +81,11 @@ class Numbers:
 
     numbers: NDArray[np.float64]
 
-    def equal(self, operands: Sequence[Scalar], _: FilterRules) -> Mask:
+    def equal(self, operands: Sequence[Scalar], rules: FilterRules) -> Mask:  # noqa: ARG002 - for strings
         """Which values equal one of the operands, all of them numbers."""
         return np.isin(self.numbers, [self._key(operand) for operand in operands])
 
-    def ranged(self, comparison: Comparison, operand: Scalar, _: FilterRules) -> Mask:
+    def ranged(self, comparison: Comparison, operand: Scalar, rules: FilterRules) -> Mask:  # noqa: ARG002
         """Which values stand to the operand, a number, as LT, LTE, GT or GTE says."""
         mask: Mask = _RANGES[comparison](self.numbers, self._key(operand))
         return mask
@@ -102,11 +102,11 @@ class Booleans:
 
     codes: NDArray[np.uint8]
 
-    def equal(self, operands: Sequence[Scalar], _: FilterRules) -> Mask:
+    def equal(self, operands: Sequence[Scalar], rules: FilterRules) -> Mask:  # noqa: ARG002 - for strings
         """Which values equal one of the operands, all of them booleans."""
         return np.array([False in operands, True in operands, False])[self.codes]
 
-    def ranged(self, _: Comparison, __: Scalar, ___: FilterRules) -> Mask:
+    def ranged(self, comparison: Comparison, operand: Scalar, rules: FilterRules) -> Mask:  # noqa: ARG002
         """No value: booleans have no order."""
         return np.zeros(len(self.codes), dtype=np.bool_)
 
@@ -130,7 +130,7 @@ class TypedColumn:
     elements: Values
 
     @classmethod
-    def of(cls, type: MetadataType, values: Iterable[object]) -> TypedColumn:  # noqa: A002 - as the field
+    def of(cls, type: MetadataType, values: Iterable[object]) -> TypedColumn:
         """Sort JSON values, one per row and None for missing, into arrays."""
         states: list[State] = []
         scalars: list[Scalar] = []
@@ -145,9 +145,7 @@ class TypedColumn:
                 elements += kept
                 element_rows += [row] * len(kept)
         arrays = _arrays(type, scalars, elements)
-        return cls(
-            type, np.array(states, dtype="u1"), arrays[0], np.array(element_rows, dtype="<u4"), arrays[1]
-        )
+        return cls(type, np.array(states, dtype="u1"), arrays[0], np.array(element_rows, dtype="<u4"), arrays[1])
 
     def mask(self, compare: Compare, rules: FilterRules) -> Mask:
         """Say for every row whether a comparison holds under a metadata index of this type."""

@@ -49,7 +49,7 @@ _HEAD = struct.Struct("<4sHHQ16s")
 _ENTRY = struct.Struct("<16sQQ")
 
 
-def pack_column(type: MetadataType, values: Iterable[object]) -> bytes:  # noqa: A002 - as in `MetadataIndex`
+def pack_column(type: MetadataType, values: Iterable[object]) -> bytes:
     """The whole file of a column: one JSON value per row, None where the row has none."""
     column = TypedColumn.of(type, values)
     sections: dict[str, NDArray[Any] | memoryview] = {
@@ -78,9 +78,7 @@ class StoredColumn:
         """
         content = _mapped(path)
         if verify and xxhash.xxh3_128_digest(content[:-CHECKSUM_BYTES]) != bytes(content[-CHECKSUM_BYTES:]):
-            raise SegmentDamaged(
-                f"{path}: {len(content)} bytes do not have the checksum they were written with"
-            )
+            raise SegmentDamaged(f"{path}: {len(content)} bytes do not have the checksum they were written with")
         try:
             return cls(_column(content))
         except (KeyError, ValueError, IndexError, struct.error) as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from service.dialects.vectorize.filters import parse_filter, rules_for
 from storage.errors import FilterInvalid
-from storage.filters import And, Compare, Comparison, Filter, FilterRules, Not, Or
+from storage.filters import And, Compare, Comparison, Filter, FilterRules, Not, Or, from_json, to_json
 from storage.limits import CLOUDFLARE, RELAXED, Limits
 
 EQ, NE, LT, LTE = Comparison.EQ, Comparison.NE, Comparison.LT, Comparison.LTE
@@ -191,6 +192,17 @@ def test_a_filter_of_endless_depth_is_refused_before_it_exhausts_the_stack() -> 
 
     with pytest.raises(FilterInvalid, match="nested deeper"):
         parse_filter(document, RELAXED)
+
+
+def test_the_deepest_filter_that_is_accepted_can_be_logged_and_read_back() -> None:
+    document: dict[str, object] = {"a": 1}
+    for _ in range(RELAXED.filter_depth_max - 1):
+        document = {"$not": document, "b": 2}
+
+    tree = parse_filter(document, RELAXED)
+
+    assert tree is not None
+    assert from_json(orjson.loads(orjson.dumps(to_json(tree)))) == tree
 
 
 def test_a_refusal_does_not_repeat_a_long_key_in_full() -> None:

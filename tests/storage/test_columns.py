@@ -53,9 +53,7 @@ documents: st.SearchStrategy[Document] = st.one_of(
 ordered = scalars.filter(lambda value: value is not None and not isinstance(value, bool))
 compares = st.one_of(
     st.builds(Compare, st.just(PATH), st.sampled_from([EQ, Comparison.NE]), scalars),
-    st.builds(
-        Compare, st.just(PATH), st.sampled_from([LT, Comparison.LTE, Comparison.GT, Comparison.GTE]), ordered
-    ),
+    st.builds(Compare, st.just(PATH), st.sampled_from([LT, Comparison.LTE, Comparison.GT, Comparison.GTE]), ordered),
     st.builds(
         Compare,
         st.just(PATH),
@@ -168,9 +166,7 @@ def test_a_factor_column_keeps_each_distinct_value_once_and_true_apart_from_one(
 )
 @example(texts=["ab", "aé", "b"], operand="ab", bytes_max=2)
 @settings(deadline=None, max_examples=1_000)
-def test_spans_of_cut_strings_are_those_of_comparing_each(
-    texts: list[str], operand: str, bytes_max: int
-) -> None:
+def test_spans_of_cut_strings_are_those_of_comparing_each(texts: list[str], operand: str, bytes_max: int) -> None:
     def cut(text: str) -> bytes:
         whole = text.encode()
         return whole if not bytes_max else whole[:bytes_max].decode(errors="ignore").encode()

@@ -120,9 +120,7 @@ def test_a_strict_filter_on_a_property_without_an_index_matches_nothing(comparis
     if comparison is EXISTS:
         operand = False
 
-    assert not any(
-        holds(compare(comparison, operand), row, STRICT, {}) for row in ({}, {"p": "a"}, {"p": "b"})
-    )
+    assert not any(holds(compare(comparison, operand), row, STRICT, {}) for row in ({}, {"p": "a"}, {"p": "b"}))
 
 
 def test_strings_with_the_same_first_bytes_are_equal_under_a_bound() -> None:
@@ -186,9 +184,7 @@ trees: st.SearchStrategy[Filter] = st.recursive(
 )
 values = st.recursive(
     scalars,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["b", "c"]), inner, max_size=2)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["b", "c"]), inner, max_size=2),
     max_leaves=6,
 )
 rules = st.builds(
