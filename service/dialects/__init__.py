@@ -1,1 +1,42 @@
-"""One folder per API that Headrace speaks; each translates and does nothing more."""
+"""The one list of dialects: the APIs this service speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from service.dialects.account import routes as account_routes
+from service.dialects.vectorize import envelope
+from service.dialects.vectorize import routes as vectorize_routes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """An API: its paths, and how it says that a request failed.
+
+    `owns` says whether a path is the dialect's, which decides how a failure before any handler is answered.
+    """
+
+    name: str
+    owns: Callable[[str], bool]
+    routes: Callable[[], list[web.RouteDef]]
+    refusal: Callable[[web.BaseRequest, Exception], web.Response]
+
+
+DIALECTS = (
+    Dialect(
+        name="vectorize",
+        owns=lambda path: "/vectorize/" in path,
+        routes=vectorize_routes.routes,
+        refusal=envelope.refusal,
+    ),
+    # The last one also answers for paths that are nobody's.
+    Dialect(name="account", owns=lambda _: True, routes=account_routes.routes, refusal=envelope.refusal),
+)
+
+
+def dialect_of(path: str) -> Dialect:
+    """Who answers for a path."""
+    return next(dialect for dialect in DIALECTS if dialect.owns(path))

@@ -1,0 +1,38 @@
+"""The application: what a request passes, in order, and where it ends."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from service import health, metrics
+from service.auth import check_token
+from service.bodies import BodyBudget
+from service.callers import CallerNames
+from service.dialects import DIALECTS
+from service.keys import BODY_BUDGET, CALLER_NAMES, SETTINGS, STORE
+from service.middleware import answer_errors, refuse_encodings, watch
+from storage.interfaces import Store
+from storage.settings import Settings
+
+
+def create_app(store: Store, settings: Settings) -> web.Application:
+    """Put the service together. The store is the caller's: it is open and stays open when the app is gone."""
+    app = web.Application(
+        middlewares=[watch, answer_errors, check_token, refuse_encodings],
+        client_max_size=settings.limits.upload_bytes_max,
+    )
+    app[STORE] = store
+    app[SETTINGS] = settings
+    app[BODY_BUDGET] = BodyBudget(settings.body_bytes_in_flight_max)
+    app[CALLER_NAMES] = CallerNames()
+    app.router.add_routes(
+        [
+            web.get("/livez", health.livez),
+            web.get("/healthz", health.healthz),
+            web.get("/readyz", health.readyz),
+            web.get("/metrics", metrics.metrics),
+        ]
+    )
+    for dialect in DIALECTS:
+        app.router.add_routes(dialect.routes())
+    return app

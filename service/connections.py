@@ -1,0 +1,70 @@
+"""Connections, below requests: what happens to bytes that are no HTTP.
+
+aiohttp answers those by itself, as plain text with the parser's own words and a trace in the log. Clients of
+this API expect the envelope of every answer, and a port scanner must not fill the log.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import structlog
+from aiohttp import web
+
+from service.dialects import dialect_of
+
+KEEPALIVE_S = 75
+"""How long a connection may be idle, or take to send the head of a request."""
+
+log = structlog.get_logger()
+
+
+class Connection(web.RequestHandler):
+    """One connection. Errors before and beyond the application are answered as those inside it."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer in the envelope and close: what follows on the connection cannot be trusted."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun already; nothing can be added to it") from exc
+        error: Exception = RuntimeError("unforeseen")
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            reason = (message or "").partition("\n")[0][:200]
+            error = web.HTTPBadRequest(text=f"the request is not valid HTTP: {reason}")
+            log.info("connection.refused", reason=reason)
+        else:
+            log.error("connection.failed", exc_info=exc)
+        response = dialect_of(request.path).refusal(request, error)
+        response.force_close()
+        return response
+
+
+class Connections(web.Server):
+    """Makes a `Connection` for everyone who connects."""
+
+    def __call__(self) -> Connection:
+        """A new connection."""
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+
+class Runner(web.AppRunner):
+    """Runs the application behind our own connections, with bodies left as they were sent."""
+
+    def __init__(self, app: web.Application, *, drain_s: float) -> None:
+        # Decompression would happen before a handler could refuse it; our own access lines replace aiohttp's.
+        super().__init__(
+            app,
+            shutdown_timeout=drain_s,
+            auto_decompress=False,
+            keepalive_timeout=KEEPALIVE_S,
+            access_log=None,
+        )
+
+    async def _make_server(self) -> web.Server:
+        plain = await super()._make_server()
+        return Connections(plain.request_handler, request_factory=plain.request_factory, **self._kwargs)

@@ -1,0 +1,1 @@
+"""What wrangler asks about the caller before it does anything."""

@@ -1,0 +1,119 @@
+"""Queries: the nearest vectors to a vector, or to a stored one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+from aiohttp import web
+from numpy.typing import NDArray
+
+from service.dialects.vectorize.answers import explanation_answer, match_answer
+from service.dialects.vectorize.envelope import success
+from service.dialects.vectorize.filters import parse_filter, rules_for
+from service.dialects.vectorize.names import check_id, checked_namespace
+from service.dialects.vectorize.parameters import index_of
+from service.dialects.vectorize.questions import Question, query_vector, read_question
+from service.dialects.vectorize.reading import json_body
+from service.keys import SETTINGS, STORE
+from service.metrics import QUERY_SECONDS
+from storage.limits import Limits
+from storage.records import IndexSpec
+from storage.search import Found, Query, is_long, prepare, preparing_bytes, run
+from storage.snapshot import Snapshot
+
+
+class Stages:
+    """How long each stage of a query took. One belongs to one query."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def ended(self, stage: str) -> None:
+        """Name what was done since the last call."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._since
+        QUERY_SECONDS.labels(stage).observe(now - self._since)
+        self._since = now
+
+
+async def query(request: web.Request) -> web.Response:
+    """The best matches, best first, with exact scores."""
+    spec = index_of(request)
+    settings = request.app[SETTINGS]
+    body = await json_body(request)
+    stages = Stages()
+    question = read_question(request, body, settings.limits, recall=settings.recall)
+    namespace = checked_namespace(question.body.namespace, settings.limits)
+    tree = parse_filter(question.body.filter, settings.limits)
+    vector = await _vector(request, spec, question, settings.limits)
+    stages.ended("parse")
+    snapshot = await request.app[STORE].snapshot(spec)
+    stages.ended("snapshot")
+    if vector is None:
+        return success(_answer(snapshot, question, Found((), ()), stages, settings.limits))
+    found = await search_off_loop_if_long(
+        snapshot,
+        Query(
+            vector=vector,
+            count=question.top_k,
+            offset=question.offset,
+            namespace=namespace,
+            filter=tree,
+            rules=rules_for(settings.limits),
+            recall=question.recall,
+        ),
+        stages,
+    )
+    return success(_answer(snapshot, question, found, stages, settings.limits))
+
+
+async def search_off_loop_if_long(snapshot: Snapshot, asked: Query, stages: Stages) -> Found:
+    """Search where it costs least: a warm query on the loop, and what would hold up others in a thread."""
+    if is_long(preparing_bytes(snapshot, asked)):
+        # Properties without a column are read from the metadata of every row.
+        prepared = await asyncio.to_thread(prepare, snapshot, asked)
+    else:
+        prepared = prepare(snapshot, asked)
+    stages.ended("plan")
+    # A large exact scan takes milliseconds; a thread lets the loop answer others meanwhile.
+    found = await asyncio.to_thread(run, prepared) if is_long(prepared.work_bytes) else run(prepared)
+    stages.ended("search")
+    return found
+
+
+async def _vector(
+    request: web.Request, spec: IndexSpec, question: Question, limits: Limits
+) -> NDArray[np.float32] | None:
+    """The numbers to compare with; None when the query names a vector that is not there."""
+    if question.body.vector_id is None:
+        return query_vector(question.vector, spec.config.dimensions)
+    check_id(question.body.vector_id, limits)
+    [record] = await request.app[STORE].records(spec, (question.body.vector_id,))
+    return None if record is None else np.frombuffer(record.values, dtype="<f4").astype(np.float32)
+
+
+def _answer(snapshot: Snapshot, question: Question, found: Found, stages: Stages, limits: Limits) -> dict[str, object]:
+    matches = [
+        match_answer(
+            hit,
+            values=question.body.return_values,
+            metadata=question.body.return_metadata,
+            indexes=snapshot.metadata_indexes,
+            string_bytes_max=limits.metadata_index_bytes_max,
+        )
+        for hit in found.hits
+    ]
+    stages.ended("answer")
+    answer: dict[str, object] = {"count": len(matches), "matches": matches}
+    if question.timing:
+        answer["timing"] = {f"{stage}Ms": round(took * 1000, 3) for stage, took in stages.seconds.items()}
+    if question.explain:
+        answer["explain"] = {
+            "recall": question.recall,
+            "matching": sum(part.matching for part in found.explanations),
+            "segments": [explanation_answer(part) for part in found.explanations],
+        }
+    return answer

@@ -1,0 +1,185 @@
+"""Vectors: insert, upsert, delete, get, list and count."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+
+import numpy as np
+import orjson
+from aiohttp import web
+
+from service.bodies import body_of
+from service.dialects.vectorize.answers import list_answer, vector_answer
+from service.dialects.vectorize.envelope import Message, success
+from service.dialects.vectorize.errors import Code, Refusal
+from service.dialects.vectorize.filters import parse_filter, rules_for
+from service.dialects.vectorize.models import Ids, Select, unreadable
+from service.dialects.vectorize.names import check_ids, checked_namespace
+from service.dialects.vectorize.parameters import (
+    choice_parameter,
+    flag_parameter,
+    index_of,
+    whole_parameter,
+    words_parameter,
+)
+from service.dialects.vectorize.reading import json_model
+from service.dialects.vectorize.vectors import BatchRules, ReadBatch, read_batch
+from service.dialects.vectorize.writes import append, write_options
+from service.keys import BODY_BUDGET, SETTINGS, STORE
+from storage.batch import pack_ids, pack_json, pack_vectors
+from storage.filters import And, Filter, FilterRules, to_json
+from storage.interfaces import ListRequest
+from storage.limits import Limits
+from storage.masks import matching
+from storage.records import Action, Change
+from storage.snapshot import Snapshot
+
+INLINE_BYTES = 64 * 1024
+"""A body up to this size is parsed in the time it would take to hand it to a thread and back."""
+INCLUDABLE = frozenset({"values", "metadata"})
+
+
+async def insert(request: web.Request) -> web.Response:
+    """Log vectors to add; ids that are there already keep what they have."""
+    return await _write_vectors(request, Action.INSERT)
+
+
+async def upsert(request: web.Request) -> web.Response:
+    """Log vectors to add or replace."""
+    return await _write_vectors(request, Action.UPSERT)
+
+
+async def _write_vectors(request: web.Request, action: Action) -> web.Response:
+    spec = index_of(request)
+    limits = request.app[SETTINGS].limits
+    options = write_options(request)
+    rules = BatchRules(
+        action=action,
+        dimensions=spec.config.dimensions,
+        limits=limits,
+        discard=choice_parameter(request, "unparsable-behavior", ("error", "discard")) == "discard",
+    )
+    with body_of(request, request.app[BODY_BUDGET], bytes_max=limits.upload_bytes_max) as reader:
+        body = await reader.read()
+        label = request.headers.get("Content-Type", "")
+        if len(body) <= INLINE_BYTES:
+            read, packed = _read_and_pack(body, label, rules)
+        else:
+            # A full batch takes long enough to parse and pack that it would hold up every other request.
+            read, packed = await asyncio.to_thread(_read_and_pack, body, label, rules)
+        namespaces = sorted({name for name in read.batch.namespaces if name})
+        if namespaces:
+            await request.app[STORE].check_namespaces(spec, namespaces, limits)
+        change = Change(action=action, body=packed, rows=len(read.batch))
+        return await append(request, spec, change, options, messages=_dropped(read))
+
+
+def _read_and_pack(body: bytes, label: str, rules: BatchRules) -> tuple[ReadBatch, bytes]:
+    read = read_batch(body, label, rules)
+    return read, pack_vectors(read.batch)
+
+
+def _dropped(read: ReadBatch) -> tuple[Message, ...]:
+    if not read.dropped:
+        return ()
+    text = f"{read.dropped} lines were no JSON objects and were dropped"
+    return (Message(Code.LINES_DROPPED, text),)
+
+
+async def delete_by_ids(request: web.Request) -> web.Response:
+    """Log the removal of vectors; ids that are not there are counted as missing."""
+    spec = index_of(request)
+    limits = request.app[SETTINGS].limits
+    options = write_options(request)
+    body = await json_model(request, Ids)
+    check_ids(body.ids, limits, count_max=limits.delete_ids_max)
+    change = Change(action=Action.DELETE, body=pack_ids(body.ids), rows=len(body.ids))
+    return await append(request, spec, change, options)
+
+
+async def get_by_ids(request: web.Request) -> web.Response:
+    """The vectors with these ids, in the order asked for, each once; those that are not there are left out."""
+    spec = index_of(request)
+    limits = request.app[SETTINGS].limits
+    body = await json_model(request, Ids)
+    check_ids(body.ids, limits, count_max=limits.get_ids_max)
+    records = await request.app[STORE].records(spec, tuple(dict.fromkeys(body.ids)))
+    return success([vector_answer(record) for record in records if record is not None])
+
+
+async def delete_by_filter(request: web.Request) -> web.Response:
+    """Log the removal of what a filter selects when it is applied; with `dry_run` only count it."""
+    spec = index_of(request)
+    limits = request.app[SETTINGS].limits
+    options = write_options(request)
+    body = await json_model(request, Select)
+    tree, namespace = _selection(body, limits)
+    if tree is None and not namespace:
+        raise unreadable("expected `filter` or `namespace`; to remove everything, delete the index")
+    rules = rules_for(limits)
+    if body.dry_run or flag_parameter(request, "dry_run"):
+        snapshot = await request.app[STORE].snapshot(spec)
+        return success({"count": await _count(snapshot, namespace, tree, rules)})
+    selection = {
+        "filter": to_json(tree if tree is not None else And(())),
+        "namespace": namespace,
+        "rules": asdict(rules),
+    }
+    change = Change(action=Action.DELETE_BY_FILTER, body=pack_json(selection), rows=0)
+    return await append(request, spec, change, options)
+
+
+async def count(request: web.Request) -> web.Response:
+    """How many vectors a filter selects."""
+    spec = index_of(request)
+    limits = request.app[SETTINGS].limits
+    tree, namespace = _selection(await json_model(request, Select), limits)
+    snapshot = await request.app[STORE].snapshot(spec)
+    return success({"count": await _count(snapshot, namespace, tree, rules_for(limits))})
+
+
+async def list_vectors(request: web.Request) -> web.Response:
+    """A page of ids, as of the first page of the walk."""
+    spec = index_of(request)
+    limits = request.app[SETTINGS].limits
+    include = words_parameter(request, "include", INCLUDABLE)
+    page = await request.app[STORE].list_page(
+        spec,
+        ListRequest(
+            count=whole_parameter(
+                request, "count", default=limits.list_count_default, least=1, most=limits.list_count_max
+            ),
+            cursor=request.query.get("cursor", ""),
+            prefix=request.query.get("prefix", ""),
+            namespace=checked_namespace(request.query.get("namespace"), limits),
+            filter=_filter_parameter(request, limits),
+            rules=rules_for(limits),
+            include_records=bool(include),
+        ),
+    )
+    return success(list_answer(page, include=include))
+
+
+def _filter_parameter(request: web.Request, limits: Limits) -> Filter | None:
+    text = request.query.get("filter")
+    if not text:
+        return None
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        message = f"the parameter filter is no JSON object: {error}"
+        raise Refusal(Code.PARAMETER_INVALID, message) from error
+    return parse_filter(document, limits)
+
+
+def _selection(body: Select, limits: Limits) -> tuple[Filter | None, str]:
+    return parse_filter(body.filter, limits), checked_namespace(body.namespace, limits)
+
+
+async def _count(snapshot: Snapshot, namespace: str, tree: Filter | None, rules: FilterRules) -> int:
+    if tree is None and not namespace:
+        return snapshot.vectors
+    # Every row is looked at, and without a metadata index its metadata is parsed: too long for the loop.
+    masks = await asyncio.to_thread(matching, snapshot, namespace, tree, rules)
+    return sum(int(np.count_nonzero(mask)) for mask in masks)

@@ -1,0 +1,19 @@
+"""What a request finds in its application and carries with it, by typed keys."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from service.bodies import BodyBudget
+from service.callers import CallerNames
+from storage.interfaces import Store
+from storage.settings import Settings
+
+STORE = web.AppKey("store", Store)
+SETTINGS = web.AppKey("settings", Settings)
+BODY_BUDGET = web.AppKey("body_budget", BodyBudget)
+CALLER_NAMES = web.AppKey("caller_names", CallerNames)
+
+REQUEST_ID = web.RequestKey("request_id", str)
+INDEX_NAME = web.RequestKey("index_name", str)
+"""The index a request is about, where its path does not say: the body of a creation does."""

@@ -1,0 +1,92 @@
+"""What every request goes through: it is watched, its errors are answered, its form is checked."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from service.dialects import dialect_of
+from service.keys import REQUEST_ID
+from service.metrics import REQUEST_SECONDS
+from storage.errors import Damaged, StorageError, Unavailable
+
+REQUEST_ID_HEADER = "X-Request-Id"
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_ROUTE_PREFIX = "/client/v4"
+
+log = structlog.get_logger()
+
+
+@web.middleware
+async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Number the request, time it, and log one line about it: no vectors, no tokens, no query string."""
+    started = time.perf_counter()
+    request_id = request[REQUEST_ID] = _request_id(request)
+    status = 499  # Stays only when the client went away or the process is stopping.
+    try:
+        response = await handler(request)
+        status = response.status
+        response.headers[REQUEST_ID_HEADER] = request_id
+        response.headers["Server"] = "headrace"
+        return response
+    finally:
+        took = time.perf_counter() - started
+        dialect, route = dialect_of(request.path).name, _route(request)
+        REQUEST_SECONDS.labels(dialect, route, str(status)).observe(took)
+        log.info(
+            "request.answered",
+            request_id=request_id,
+            method=request.method,
+            path=request.path,
+            route=route,
+            status=status,
+            took_ms=round(took * 1000, 3),
+            body_bytes=request.content_length or 0,
+        )
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every exception into an answer of the dialect; the unforeseen is logged with its trace."""
+    refusal = dialect_of(request.path).refusal
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return refusal(request, error)
+    except StorageError as error:
+        if isinstance(error, Unavailable | Damaged):
+            kind = type(error).__name__
+            log.warning("storage.refused", request_id=request[REQUEST_ID], kind=kind, reason=str(error))
+        return refusal(request, error)
+    except Exception as error:
+        response = refusal(request, error)
+        if response.status >= 500:
+            log.exception("request.failed", request_id=request[REQUEST_ID], path=request.path)
+        return response
+
+
+@web.middleware
+async def refuse_encodings(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a compressed body before it is read: a megabyte of one may unpack to gigabytes."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise web.HTTPUnsupportedMediaType(
+            text=f"Content-Encoding {encoding[:40]} is not accepted; send the body as it is"
+        )
+    return await handler(request)
+
+
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get(REQUEST_ID_HEADER, "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _route(request: web.Request) -> str:
+    """The pattern of the path: one of those we made, so that metrics have no more labels than that."""
+    resource = request.match_info.route.resource
+    return resource.canonical.removeprefix(_ROUTE_PREFIX) if resource is not None else "unmatched"

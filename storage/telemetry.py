@@ -1,0 +1,20 @@
+"""The counters that service and worker share: named once, so that the two never disagree.
+
+With PROMETHEUS_MULTIPROC_DIR in the environment (the supervisor sets it) every process writes its figures to
+files there and any service process adds them up; without it they live in this process alone.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Histogram
+
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+MUTATIONS = Counter("headrace_mutations_total", "Mutations accepted into a log.", ("action",))
+WRITE_TO_VISIBLE = Histogram(
+    "headrace_write_to_visible_seconds",
+    "From the acknowledgement of a mutation to the publish that made it visible.",
+    buckets=SECONDS_BUCKETS,
+)
+SEALS = Counter("headrace_seals_total", "Tails that became a segment.")
+MERGES = Counter("headrace_merges_total", "Merges of segments into one.")
