@@ -196,9 +196,7 @@ def _config_path(config: Path | None, environ: Mapping[str, str], folder: Path) 
 
 def _existing(path: Path, named_by: str) -> Path:
     if not path.is_file():
-        raise ConfigurationInvalid(
-            f"{named_by} names {path}, which is no file; name a TOML file or leave it out"
-        )
+        raise ConfigurationInvalid(f"{named_by} names {path}, which is no file; name a TOML file or leave it out")
     return path
 
 
@@ -212,7 +210,7 @@ def _from_file(path: Path | None, known: Mapping[str, Setting]) -> dict[str, tup
     found = {}
     for name, value in table.items():
         if name not in known:
-            raise ConfigurationInvalid(f"{path} sets `{name}`, which is no setting; {_closest(name, known)}")
+            raise ConfigurationInvalid(f"{path} sets `{name}`, which is no setting; {_hint(name, known)}")
         found[name] = (_parse(known[name], value, f"`{name}` in {path}"), f"file {path}")
     return found
 
@@ -226,15 +224,17 @@ def _from_environ(environ: Mapping[str, str], known: Mapping[str, Setting]) -> d
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in known:
-            hint = _closest(variable, {item.variable: item for item in known.values()})
-            raise ConfigurationInvalid(f"the environment has {variable}, which is no setting; {hint}")
+            raise ConfigurationInvalid(f"the environment has {variable}, which is no setting; {_hint(name, known)}")
         found[name] = (_parse(known[name], text, variable), f"variable {variable}")
     return found
 
 
-def _closest(name: str, known: Mapping[str, Setting]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean `{close[0]}`?" if close else "`headrace config show` lists them all"
+def _hint(name: str, known: Mapping[str, Setting]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if not close:
+        return "`headrace config show` lists them all"
+    setting = known[close[0]]
+    return f"did you mean `{setting.name}` ({setting.variable} in the environment)?"
 
 
 def _parse(setting: Setting, value: object, source: str) -> object:

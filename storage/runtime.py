@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 FOLDER_BYTES_MAX = 64
@@ -32,7 +33,8 @@ def runtime_folder(data: Path) -> Path:
     folder = Path(tempfile.gettempdir()).resolve() / name
     if len(os.fsencode(folder)) > FOLDER_BYTES_MAX:
         folder = Path("/tmp") / name  # noqa: S108 (private by mode, and the owner is checked below)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise RuntimeFolderInvalid(

@@ -27,6 +27,7 @@ from service.commands.rest import DUPLICATE_NAME, Api, ApiRefused
 from service.commands.up import Crew, run_until
 from service.sample.words import DIMENSIONS, EVERYDAY_RANK_MAX, Word, ndjson, sample_words
 from storage.limits import CLOUDFLARE
+from storage.logs import configure_logs
 from storage.settings import Settings
 
 USUAL_URL = "http://127.0.0.1:8787"
@@ -97,23 +98,29 @@ async def _listens(url: str) -> bool:
 async def _own_server(token: str) -> AsyncIterator[str]:
     """What `headrace dev` would run, on a free port and a folder that goes away."""
     stop = asyncio.Event()
-    listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    listening = asyncio.Event()
+    url = ""
 
     def ready(address: Address | None) -> None:
+        nonlocal url
         assert address is not None
-        listening.set_result(address.url())
+        url = address.url()
+        listening.set()
 
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
         settings = replace(
             Settings(data=Path(folder), port=0, token=token, profile="cloudflare", limits=CLOUDFLARE),
             log_level="error",
         )
+        configure_logs(settings, process="supervisor")
         running = asyncio.create_task(run_until(settings, Crew(), stop=stop, ready=ready))
         try:
-            await asyncio.wait([running, listening], return_when=asyncio.FIRST_COMPLETED)
+            heard = asyncio.create_task(listening.wait())
+            await asyncio.wait([running, heard], return_when=asyncio.FIRST_COMPLETED)
+            heard.cancel()
             if running.done():
                 running.result()
-            yield await listening
+            yield url
         finally:
             stop.set()
             await running

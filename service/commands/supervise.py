@@ -117,13 +117,13 @@ class Supervisor:
         finally:
             one.child = None
             # Gauges of the living must not include the dead.
-            mark_process_dead(child.pid, str(self._metrics))  # type: ignore[no-untyped-call]
+            mark_process_dead(child.pid, str(self._metrics))
 
     def _judge(self, one: Kept, code: int) -> None:
         if one.was_ready.is_set():
             return
         if code == EXIT_REFUSED:
-            raise CommandFailed(f"{one.plan.name} refused to start on {self._settings.data}; its message is above")
+            raise CommandFailed(f"{one.plan.name} refuses to start on {self._settings.data}; the reason is above")
         if one.deaths >= START_ATTEMPTS_MAX:
             raise CommandFailed(
                 f"{one.plan.name} could not be started: it ended {one.deaths} times, the last time with code "
