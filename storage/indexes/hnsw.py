@@ -13,6 +13,9 @@ bfloat16. It only proposes rows: scores always come from the float32 values.
   component then cancels between stored vectors (a sixth as many rows were lost on word vectors of mixed
   lengths, at equal recall).
 
+Rows that are the same in this space are *twins*: one of them is in the graph and stands for all, since three
+hundred rows alike among three thousand cut two hundred of their neighbours off the graph.
+
 One usearch object answers one search at a time and the expansion is an attribute of the object, so a lock
 holds the two together. What is being built is never searched; what is searched is a view of a finished
 file, and the caller has verified the checksum of that file: usearch trusts every byte of it, and a flipped
@@ -28,6 +31,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from usearch.compiled import MetricKind, ScalarKind
 from usearch.index import BatchMatches, Index, Matches
@@ -159,6 +163,54 @@ class Space:
         return moved.astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twins:
+    """Rows that are not in a graph because another row there is the same: `firsts[i]` stands for `rows[i]`.
+
+    Both ascend, `firsts` first. The first of rows alike stands for the others.
+    """
+
+    firsts: Rows
+    rows: Rows
+
+    @classmethod
+    def among(cls, space: Space, vectors: Floats) -> Twins:
+        """Find the twins among vectors."""
+        hashes = np.empty((len(vectors), 2), dtype=np.uint64)
+        for block, stored in space.blocks(vectors):
+            # Zeros of both signs are one number, so they must be the same bytes.
+            lines = [xxhash.xxh3_128_digest(line.data) for line in stored + np.float32(0)]
+            hashes[block] = np.frombuffer(b"".join(lines), dtype=np.uint64).reshape(-1, 2)
+        _, starts, groups = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
+        firsts = starts[groups.reshape(-1)]
+        rows = np.flatnonzero(firsts != np.arange(len(vectors)))
+        order = np.lexsort((rows, firsts[rows]))
+        return cls(firsts=firsts[rows][order], rows=rows[order])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def behind(self, rows: Rows, *, count: int) -> Rows:
+        """These rows, each followed by its twins; at most `count` in all."""
+        if not len(self.rows):
+            return rows[:count]
+        starts = np.searchsorted(self.firsts, rows, side="left")
+        ends = np.searchsorted(self.firsts, rows, side="right")
+        if bool((starts == ends).all()):
+            return rows[:count]
+        pieces: list[Rows] = []
+        left = count
+        for row, start, end in zip(rows, starts.tolist(), ends.tolist(), strict=True):
+            if left <= 0:
+                break
+            pieces += [np.array([row]), self.rows[start : min(end, start + left - 1)]]
+            left -= 1 + len(pieces[-1])
+        return np.concatenate(pieces)
+
+
+NO_TWINS = Twins(firsts=np.zeros(0, np.int64), rows=np.zeros(0, np.int64))
+
+
 class Expansions:
     """The smallest expansions that reached each recall, by number of answers, and a floor under them all."""
 
@@ -193,9 +245,16 @@ class HnswGraph:
     """A finished graph: the `Graph` promises of `storage.snapshot`, and searches of many vectors at once."""
 
     def __init__(
-        self, index: Index, space: Space, labels: NDArray[np.uint64], side: Rows, expansions: Expansions
+        self,
+        index: Index,
+        space: Space,
+        labels: NDArray[np.uint64],
+        twins: Twins,
+        side: Rows,
+        expansions: Expansions,
     ) -> None:
         self._index = index
+        self._twins = twins
         self._space = space
         self._labels = labels
         self._side = side
@@ -217,11 +276,13 @@ class HnswGraph:
         asked = self._space.asked(query[np.newaxis])
         count = min(count, len(self._labels))
         matches = self._matches(asked, count=count, expansion=expansion, threads=1)
-        return np.searchsorted(self._labels, matches.keys)
+        return self._twins.behind(np.searchsorted(self._labels, matches.keys), count=count)
 
     def walk(self, asked: Floats, *, count: int, expansion: int, threads: int) -> Rows:
-        """As `search`, for many vectors of the graph's own space: a line of rows for each, filled up with
-        -1."""
+        """What the graph itself finds for many vectors of its own space: a line of rows each, twins left out.
+
+        A line is filled up with -1.
+        """
         count = min(count, len(self._labels))
         matches = self._matches(asked, count=count, expansion=expansion, threads=threads)
         lines = np.full((len(asked), count), -1, dtype=np.int64)
@@ -240,9 +301,16 @@ class HnswGraph:
 
 
 def build_graph(
-    path: Path, space: Space, labels: NDArray[np.uint64], vectors: Floats, *, form: Form, threads: int
+    path: Path,
+    space: Space,
+    labels: NDArray[np.uint64],
+    vectors: Floats,
+    *,
+    twins: Twins,
+    form: Form,
+    threads: int,
 ) -> None:
-    """Write a new graph of all rows to `path`, neither fsynced nor verified. `threads` 0 takes every core.
+    """Write a new graph to `path`, neither fsynced nor verified. `threads` 0 takes every core.
 
     With several threads two builds of the same rows differ. Raises StoreFull.
     """
@@ -255,8 +323,11 @@ def build_graph(
         expansion_add=EXPANSION_ADD,
         enable_key_lookups=False,
     )
+    kept = np.ones(len(labels), dtype=np.bool_)
+    kept[twins.rows] = False
     for block, stored in space.blocks(vectors):
-        index.add(np.asarray(labels[block]), stored, threads=threads)
+        if kept[block].any():
+            index.add(labels[block][kept[block]], stored[kept[block]], threads=threads)
     try:
         index.save(path)
     except RuntimeError as error:
@@ -269,6 +340,7 @@ def view_graph(
     labels: NDArray[np.uint64],
     *,
     form: Form,
+    twins: Twins,
     side: Rows,
     expansions: Expansions,
 ) -> HnswGraph:
@@ -280,10 +352,10 @@ def view_graph(
     if index is None:
         raise SegmentDamaged(f"the graph {path} is missing")
     found = (len(index), index.ndim, index.metric_kind, index.dtype)
-    wanted = (len(labels), space.graph_dimensions, space.kind, _SCALARS[form.precision])
+    wanted = (len(labels) - len(twins), space.graph_dimensions, space.kind, _SCALARS[form.precision])
     if found != wanted:
         raise SegmentDamaged(f"the graph {path} has (rows, dimensions, metric, numbers) {found}, not {wanted}")
-    return HnswGraph(index, space, labels, side, expansions)
+    return HnswGraph(index, space, labels, twins, side, expansions)
 
 
 _SCALARS = {Precision.BF16: ScalarKind.BF16, Precision.F32: ScalarKind.F32}

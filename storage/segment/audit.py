@@ -23,6 +23,7 @@ from storage.indexes.hnsw import (
     Form,
     HnswGraph,
     Space,
+    Twins,
     build_graph,
     candidate_count,
     view_graph,
@@ -40,9 +41,9 @@ SELF_COUNT = 10
 """A vector is found when it is among this many answers to its own values."""
 SIDE_SHARE_MAX = 0.01
 SIDE_ROWS_MAX = 1_000
-SIDE_ZEROS = 100
-"""How many zero vectors of a cosine index go on the side list. They all have the same score for every
-query, so as many as are commonly asked for stand for the rest; and a graph does not lead to them."""
+SIDE_TWINS = 100
+"""How many rows alike go on the side list where one of them does. They have the same score for every query, so as
+many as are commonly asked for stand for the rest."""
 SAMPLE_ROWS = 256
 """The vectors whose neighbours are compared with the exact scan."""
 _SAMPLE_SEED = 20_261_121
@@ -64,6 +65,7 @@ class Subject:
     """The rows a graph is made of, and the space it walks."""
 
     space: Space
+    twins: Twins
     labels: NDArray[np.uint64]
     vectors: Floats
     norms: NDArray[np.float64]
@@ -77,12 +79,21 @@ def build_audited(
     None, and no file, when every form loses too many: an exact scan is right and cannot be. Raises StoreFull.
     """
     for form in forms:
-        build_graph(path, subject.space, subject.labels, subject.vectors, form=form, threads=threads)
+        build_graph(
+            path,
+            subject.space,
+            subject.labels,
+            subject.vectors,
+            twins=subject.twins,
+            form=form,
+            threads=threads,
+        )
         graph = view_graph(
             path,
             subject.space,
             subject.labels,
             form=form,
+            twins=subject.twins,
             side=np.zeros(0, np.int64),
             expansions=Expansions({}, floor=0),
         )
@@ -98,20 +109,25 @@ def build_audited(
 
 
 def find_lost(graph: HnswGraph, subject: Subject, *, threads: int) -> tuple[Rows, int] | None:
-    """The rows not found by their own values, and the expansion that found all others; None if too many are
-    lost.
+    """The rows not found by their own values, and the expansion that found all others; None if too many are.
 
-    A row counts as found when one of equal score is: duplicates are one unit.
+    A row counts as found when one of equal score is: duplicates are one unit. The zero vector of a cosine index
+    is equally far from everything, so it is never looked for and always taken as lost.
     """
     rows_max = min(SIDE_ROWS_MAX, int(len(subject.vectors) * SIDE_SHARE_MAX))
+    asked = np.ones(len(subject.vectors), dtype=np.bool_)
+    asked[subject.twins.rows] = False
     zeros = np.zeros(0, np.int64)
     if subject.space.metric is Metric.COSINE:
-        zeros = np.flatnonzero(subject.norms == 0.0)
-    lost = np.setdiff1d(np.arange(len(subject.vectors)), zeros)
+        zeros = np.flatnonzero(asked & (subject.norms == 0.0))
+        asked[zeros] = False
+    lost = np.flatnonzero(asked)
     for expansion in SELF_LADDER:
         lost = _still_lost(graph, subject, lost, expansion=expansion, threads=threads)
         if len(lost) <= rows_max:
-            return np.union1d(lost, zeros[:SIDE_ZEROS]), expansion
+            units = np.union1d(lost, zeros)[:, np.newaxis]
+            side = [subject.twins.behind(unit, count=SIDE_TWINS) for unit in units]
+            return np.sort(np.concatenate([zeros[:0], *side])), expansion
     return None
 
 
@@ -138,15 +154,13 @@ def measure_expansions(
     asked = subject.space.asked(subject.vectors[sample])
     for count in counts:
         for expansion in (step for step in LADDER if step >= expansion_min):
-            proposed = graph.walk(asked, count=candidate_count(count) + 1, expansion=expansion, threads=threads)
-            recall = float(
-                np.mean(
-                    [
-                        _hits(subject, int(row), np.union1d(line, side), worst[count][number], count) / count
-                        for number, (row, line) in enumerate(zip(sample, proposed, strict=True))
-                    ]
-                )
-            )
+            listed = candidate_count(count) + 1
+            proposed = graph.walk(asked, count=listed, expansion=expansion, threads=threads)
+            hits = [
+                _hits(subject, int(row), line, side, worst[count][number], count)
+                for number, (row, line) in enumerate(zip(sample, proposed, strict=True))
+            ]
+            recall = sum(hits) / (count * len(sample))
             for wanted in recalls:
                 if recall >= wanted:
                     measured[count].setdefault(wanted, expansion)
@@ -210,8 +224,11 @@ def _worst_scores(subject: Subject, sample: Rows, counts: Items[int]) -> dict[in
     return worst
 
 
-def _hits(subject: Subject, row: int, proposed: Rows, worst: float, count: int) -> int:
-    proposed = proposed[(proposed >= 0) & (proposed != row)]
+def _hits(subject: Subject, row: int, line: Rows, side: Rows, worst: float, count: int) -> int:
+    """How many right answers to a row are among what the graph proposes, with its twins, and the side list."""
+    listed = subject.twins.behind(line[line >= 0], count=len(line))
+    proposed = np.union1d(listed, side)
+    proposed = proposed[proposed != row]
     return min(count, int((_ranks(subject, row, proposed) <= worst).sum()))
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from storage.errors import SegmentDamaged
 from storage.indexes import flat
-from storage.indexes.hnsw import Expansions, HnswGraph, Space, view_graph
+from storage.indexes.hnsw import Expansions, HnswGraph, Space, Twins, view_graph
 from storage.records import IndexConfig, MetadataIndex, Record
 from storage.segment import format as layout
 from storage.segment.columns import FactorColumn, StoredColumn
@@ -165,7 +165,7 @@ def _stored_columns(
 
 def _graph(folder: Path, document: SegmentDocument, labels: NDArray[np.uint64], damaged: list[str]) -> HnswGraph | None:
     record = document.graph
-    if record is None or {layout.GRAPH, layout.SIDE, layout.CENTRE} & {*damaged}:
+    if record is None or {layout.GRAPH, layout.SIDE, layout.TWINS, layout.CENTRE} & {*damaged}:
         return None
     space = Space(
         metric=document.metric,
@@ -174,9 +174,18 @@ def _graph(folder: Path, document: SegmentDocument, labels: NDArray[np.uint64], 
         centre=np.frombuffer(mapped(folder / layout.CENTRE), dtype="<f8"),
     )
     side = np.frombuffer(mapped(folder / layout.SIDE), dtype="<u4").astype(np.int64)
+    twins = np.frombuffer(mapped(folder / layout.TWINS), dtype="<u4").astype(np.int64).reshape(-1, 2)
     expansions = Expansions(record.expansions, floor=record.expansion_min)
     try:
-        return view_graph(folder / layout.GRAPH, space, labels, form=record.form, side=side, expansions=expansions)
+        return view_graph(
+            folder / layout.GRAPH,
+            space,
+            labels,
+            form=record.form,
+            twins=Twins(firsts=twins[:, 0].copy(), rows=twins[:, 1].copy()),
+            side=side,
+            expansions=expansions,
+        )
     except SegmentDamaged:
         damaged.append(layout.GRAPH)
         return None

@@ -31,7 +31,7 @@ from storage.files import (
 )
 from storage.filters import path_of, value_at
 from storage.indexes import flat
-from storage.indexes.hnsw import RECALLS, Space
+from storage.indexes.hnsw import RECALLS, Space, Twins
 from storage.records import Label, MetadataIndex, Metric
 from storage.segment import format as layout
 from storage.segment.audit import Audit, Subject, build_audited
@@ -199,23 +199,31 @@ class _Writing:
         shape = (len(norms), self._options.dimensions)
         vectors = np.memmap(self._folder / layout.VECTORS, dtype="<f4", mode="r", shape=shape)
         space = Space.of(self._options.metric, np.asarray(vectors), norms)
-        subject = Subject(space=space, labels=self._source.labels, vectors=np.asarray(vectors), norms=norms)
+        subject = Subject(
+            space=space,
+            twins=Twins.among(space, np.asarray(vectors)),
+            labels=self._source.labels,
+            vectors=np.asarray(vectors),
+            norms=norms,
+        )
         audit = build_audited(
             self._folder / layout.GRAPH,
             subject,
             recalls=self._options.recalls,
             threads=self._options.threads,
         )
-        return None if audit is None else self._audited(space, audit)
+        return None if audit is None else self._audited(subject, audit)
 
-    def _audited(self, space: Space, audit: Audit) -> GraphRecord:
+    def _audited(self, subject: Subject, audit: Audit) -> GraphRecord:
         finish(self._folder / layout.GRAPH)
         self._files[layout.GRAPH] = sum_file(self._folder / layout.GRAPH)
         self._array(layout.SIDE, audit.side.astype("<u4"))
-        self._array(layout.CENTRE, space.centre)
+        twins = np.stack([subject.twins.firsts, subject.twins.rows], axis=1)
+        self._array(layout.TWINS, twins.astype("<u4"))
+        self._array(layout.CENTRE, subject.space.centre)
         return GraphRecord(
             form=audit.form,
-            scale=space.scale,
+            scale=subject.space.scale,
             side_rows=len(audit.side),
             expansion_min=audit.expansion_min,
             expansions=audit.expansions,
