@@ -7,6 +7,7 @@ printed.
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import tempfile
 import time
@@ -78,7 +79,7 @@ async def _find_server(demo: Demo, stack: AsyncExitStack, console: Console) -> s
     if demo.url:
         raise CommandFailed(f"nothing listens at {url}; start a server with `headrace dev`, or leave --url out")
     own = await stack.enter_async_context(_own_server(demo.token))
-    console.print(f"Nothing listens at {url}, so the demo runs its own server at [bold]{own}[/] on temporary data.")
+    console.print(f"Nothing listens at {url}, so the demo runs its own server at [bold]{own}[/].", soft_wrap=True)
     return own
 
 
@@ -168,7 +169,7 @@ async def _load(demo: Demo, api: Api, words: Sequence[Word], console: Console) -
             answer = await api.post_lines(f"/{demo.index}/insert", b"".join(ndjson(batch)))
             last = answer["mutationId"]
             progress.advance(bar, len(batch))
-    console.print(f"   durable after {time.monotonic() - began:.1f} s; the last mutation is {last}")
+    console.print(f"   durable after {time.monotonic() - began:.1f} s; the last mutation is {last}", soft_wrap=True)
     return last
 
 
@@ -189,7 +190,7 @@ async def _watch(demo: Demo, api: Api, last: str, count: int, console: Console) 
                     "searchable; is a worker running on that data (`headrace work`)?"
                 )
             await asyncio.sleep(INFO_INTERVAL_S)
-    console.print(f"   processedUpToMutation is {info['processedUpToMutation']}")
+    console.print(f"   processedUpToMutation is {info['processedUpToMutation']}", soft_wrap=True)
 
 
 async def _ask(demo: Demo, api: Api, console: Console) -> None:
@@ -207,7 +208,9 @@ async def _ask(demo: Demo, api: Api, console: Console) -> None:
 
 
 def _table(title: str, extra: dict[str, Any], matches: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title=f"[bold]{title}[/]", caption=str(extra) if extra else None, title_justify="left", min_width=52)
+    table = Table(
+        title=f"[bold]{title}[/]", caption=json.dumps(extra) if extra else None, title_justify="left", min_width=52
+    )
     table.add_column("word")
     for heading in ("score", "length", "letter", "rank"):
         table.add_column(heading, justify="right")

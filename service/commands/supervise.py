@@ -117,7 +117,7 @@ class Supervisor:
         finally:
             one.child = None
             # Gauges of the living must not include the dead.
-            mark_process_dead(child.pid, str(self._metrics))
+            mark_process_dead(child.pid, str(self._metrics))  # type: ignore[no-untyped-call]
 
     def _judge(self, one: Kept, code: int) -> None:
         if one.was_ready.is_set():
