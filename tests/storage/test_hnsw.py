@@ -33,8 +33,8 @@ THREADS = 1  # Two builds with several threads differ; these tests say the same 
 
 def clustered(rows: int = ROWS, dimensions: int = DIMENSIONS, *, seed: int = 1) -> np.ndarray:
     """Vectors around forty centres, of lengths from about 1 to about 12, away from the origin."""
+    centres = np.random.default_rng(0).standard_normal((40, dimensions)) + 0.5
     generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((40, dimensions)) + 0.5
     vectors = centres[generator.integers(0, 40, rows)] + 0.4 * generator.standard_normal((rows, dimensions))
     return (vectors * generator.uniform(0.8, 2.0, (rows, 1))).astype(np.float32)
 
@@ -77,12 +77,12 @@ def ranks(subject: Subject, query: np.ndarray, rows: np.ndarray | slice = slice(
 
 @pytest.mark.parametrize("metric", Metric)
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_measured_expansion_reaches_its_recall_on_queries_it_was_not_measured_on(tmp_path, metric, count):
+def test_a_measured_expansion_reaches_its_recall_on_vectors_that_are_not_in_the_graph(tmp_path, metric, count):
     subject = subject_of(metric, clustered())
     _, graph = audited(tmp_path / "graph", subject)
     assert graph is not None
     expansion = graph.expansion(count=count, recall=0.99)
-    queries = clustered(200, seed=1)[:100] + np.float32(0.01)
+    queries = clustered(100, seed=2)
 
     shares = []
     for query in queries:

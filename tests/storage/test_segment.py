@@ -32,7 +32,7 @@ CONFIG = IndexConfig(dimensions=DIMENSIONS, metric=Metric.COSINE)
 COLOUR = MetadataIndex(id=3, property="colour", type=MetadataType.STRING)
 SIZE = MetadataIndex(id=4, property="box.size", type=MetadataType.NUMBER)
 RULES = FilterRules()
-WITHOUT_GRAPH = SegmentOptions(metric=Metric.COSINE, dimensions=DIMENSIONS, graph_rows_min=10_000, threads=1)
+WITHOUT_GRAPH = SegmentOptions(metric=Metric.COSINE, dimensions=DIMENSIONS, graph_rows_min=100_000, threads=1)
 WITH_GRAPH = replace(WITHOUT_GRAPH, graph_rows_min=1)
 
 
