@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import orjson
@@ -124,8 +125,7 @@ def unpack_json(body: bytes) -> object:
 
 
 def _text_column(name: str, texts: Sequence[bytes]) -> dict[str, bytes]:
-    ends = np.zeros(len(texts) + 1, dtype="<u4")
-    np.cumsum([len(text) for text in texts], out=ends[1:], dtype=np.uint64, casting="unsafe")
+    ends = np.fromiter(accumulate(map(len, texts), initial=0), dtype="<u4", count=len(texts) + 1)
     return {f"{name}.off": ends.tobytes(), name: b"".join(texts)}
 
 
@@ -134,7 +134,7 @@ def _texts(name: str, rows: int, sections: Mapping[str, memoryview]) -> tuple[by
     blob = bytes(sections[name])
     if len(ends) != rows + 1 or ends[-1] != len(blob):
         raise ValueError(f"column {name!r} has {len(ends) - 1} rows and {len(blob)} bytes")
-    return tuple(blob[start:end] for start, end in zip(ends, ends[1:], strict=False))
+    return tuple(blob[start:end] for start, end in pairwise(ends))
 
 
 def _pack(rows: int, sections: Mapping[str, bytes | memoryview]) -> bytes:

@@ -1,0 +1,201 @@
+"""One SQLite file: a writer for transactions and a reader for what is committed.
+
+A connection that coroutines share shows one the other's uncommitted rows and makes a second BEGIN fail. So there is
+one writing connection behind a lock, in a thread of aiosqlite's, and one reading connection that is used from the
+event loop for point reads of microseconds. Checkpoints are never automatic: see `checkpoint`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from storage.backends.sqlite.driver import (
+    Connection,
+    DatabaseError,
+    IntegrityError,
+    OperationalError,
+    aiosqlite,
+    connect,
+)
+from storage.errors import StateDamaged, StorageError, StoreBusy, StoreFull
+
+BUSY_TIMEOUT_MS = 5_000
+WAL_BYTES_MAX = 16 * 1024 * 1024
+"""A WAL larger than this is checkpointed by whoever appended last."""
+
+Row = tuple[Any, ...]
+Values = Sequence[Any]
+
+PRAGMAS = (
+    # A commit is on disk when it returns: a mutation is acknowledged on the strength of it.
+    "PRAGMA synchronous=FULL",
+    # PASSIVE checkpoints may overlap a commit that resets the WAL (the SQLite bug that `driver` tells of).
+    "PRAGMA wal_autocheckpoint=0",
+    "PRAGMA foreign_keys=ON",
+    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
+    # A damaged page behind a mapping is a SIGBUS; behind a read it is an error.
+    "PRAGMA mmap_size=0",
+)
+
+
+class Transaction:
+    """What can be done between BEGIN and COMMIT."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, sql: str, values: Values = ()) -> list[Row]:
+        """Run one statement and read everything it returns."""
+        return [tuple(row) for row in await self._connection.execute_fetchall(sql, values)]
+
+    async def row(self, sql: str, values: Values = ()) -> Row | None:
+        """Run one statement that returns one row or none."""
+        rows = await self.rows(sql, values)
+        assert len(rows) <= 1, sql
+        return rows[0] if rows else None
+
+    async def many(self, sql: str, values: Iterable[Values]) -> None:
+        """Run one statement once for each set of values; nothing at all for none."""
+        rows = list(values)
+        if rows:
+            await self._connection.executemany(sql, rows)
+
+
+class Database:
+    """A file that exists, opened for transactions. Close it when done, from the loop that opened it."""
+
+    def __init__(self, path: Path, connection: aiosqlite.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: Path) -> Database:
+        """Open an existing file; databases are created by `create.py` only."""
+        with translated(path):
+            connection = await aiosqlite.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
+            for pragma in PRAGMAS:
+                await connection.execute_fetchall(pragma)
+        return cls(path, connection)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Transaction]:
+        """One transaction, committed and on disk when the block ends; rolled back when it raises."""
+        async with self._lock:
+            with translated(self.path):
+                # IMMEDIATE takes the lock now. A plain BEGIN would take it at the first write and fail there at once
+                # (SQLITE_BUSY_SNAPSHOT ignores the timeout), after the reads this block has already acted on.
+                await self._connection.execute_fetchall("BEGIN IMMEDIATE")
+                try:
+                    yield Transaction(self._connection)
+                    await self._connection.execute_fetchall("COMMIT")
+                except BaseException:
+                    # The rollback must run even when this task is being cancelled, or the lock stays with us.
+                    await asyncio.shield(self._rollback())
+                    raise
+
+    async def _rollback(self) -> None:
+        """Leave no transaction behind; the statement queues behind whatever a cancelled task left running."""
+        try:
+            await self._connection.execute_fetchall("ROLLBACK")
+        except OperationalError as error:
+            if "no transaction is active" not in str(error):
+                raise
+
+    async def rows(self, sql: str, values: Values = ()) -> list[Row]:
+        """Read what is committed."""
+        async with self._lock:
+            with translated(self.path):
+                return [tuple(row) for row in await self._connection.execute_fetchall(sql, values)]
+
+    async def checkpoint(self) -> bool:
+        """Move the WAL into the file and empty it; False when a reader was in the way.
+
+        TRUNCATE holds the writer lock throughout, so no commit can overlap it.
+        """
+        async with self._lock:
+            with translated(self.path):
+                [(busy, _, _)] = await self._connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        return not busy
+
+    def wal_bytes(self) -> int:
+        """The size of the WAL now."""
+        return file_bytes(self.path.with_name(self.path.name + "-wal"))
+
+    async def close(self) -> None:
+        """Let go of the file."""
+        await self._connection.close()
+
+
+class Reader:
+    """A read-only connection for one thread at a time, with a cheap way to ask whether anything changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with translated(path):
+            uri = f"{path.absolute().as_uri()}?mode=rw"
+            self._connection: Connection = connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            for pragma in (*PRAGMAS, "PRAGMA query_only=ON"):
+                self._connection.execute(pragma).fetchall()
+
+    def version(self) -> int:
+        """A number that differs after any commit by another connection; a few microseconds."""
+        with translated(self.path):
+            [(version,)] = self._connection.execute("PRAGMA data_version").fetchall()
+        return int(version)
+
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
+        """Read what is committed. Everything is fetched: a half-read cursor would hold up checkpoints."""
+        with translated(self.path):
+            return self._connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Reads inside see one moment."""
+        with translated(self.path):
+            self._connection.execute("BEGIN").fetchall()
+        try:
+            yield
+        finally:
+            self._connection.execute("COMMIT").fetchall()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises into what storage raises, with the file in the message."""
+    try:
+        yield
+    except OperationalError as error:
+        raise _meaning(path, error) from error
+    except IntegrityError:
+        # A constraint that spoke is an answer; whoever wrote the statement knows what it means.
+        raise
+    except DatabaseError as error:
+        raise StateDamaged(f"{path.name} cannot be read as a database: {error}") from error
+
+
+def _meaning(path: Path, error: OperationalError) -> StorageError:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return StoreBusy(f"waited {BUSY_TIMEOUT_MS} ms for {path.name} and others still held it; try again")
+    if "full" in text or "readonly" in text or "disk I/O" in text:
+        return StoreFull(f"{path.name} could not be written: {text}; free space or mend the disk and try again")
+    if "unable to open" in text:
+        return StateDamaged(f"{path} should exist and cannot be opened: {text}")
+    return StateDamaged(f"{path.name}: {text}")
+
+
+def file_bytes(path: Path) -> int:
+    """The size of a file, 0 when there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,378 @@
+"""The log of one index: appends that share commits, and reading in order.
+
+`Log` is for service processes, which append; `LogReader` is for everybody. The order within an append is: check under
+the lock, one transaction, the witness, and only then the answers. A crash before the commit leaves nothing; a crash
+after it leaves a mutation that nobody was told of, which is applied like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from storage.backends.sqlite.database import WAL_BYTES_MAX, Database, Reader, Row, Transaction
+from storage.backends.sqlite.folder import IndexFolder
+from storage.backends.sqlite.locks import FileLock
+from storage.chain import Head, hash_body, link, next_mutation_id, read_witness, write_witness
+from storage.errors import (
+    IdempotencyConflict,
+    LogDamaged,
+    MetadataIndexConflict,
+    MetadataIndexLimitReached,
+    MetadataIndexNotFound,
+    Refused,
+)
+from storage.limits import Limits
+from storage.records import Action, Appended, Change, MetadataIndex, MetadataType, MutationId, Sequence
+
+IDEMPOTENCY_MS = 24 * 3_600_000
+COMMIT_BYTES_MAX = 64 * 1024 * 1024
+"""Appends that arrive together share a commit up to this many bytes."""
+COMMIT_CHANGES_MAX = 1_000
+
+HEAD_SQL = "SELECT sequence, mutation_id, created_ms, chain, bytes_through, pruned_through FROM head"
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedMutation:
+    """One row of the log. `body` is None when it was not asked for or was pruned."""
+
+    sequence: Sequence
+    id: MutationId
+    action: Action
+    created_ms: int
+    rows: int
+    metadata_index: int
+    bytes_through: int
+    body_hash: bytes
+    chain: bytes
+    body: bytes | None
+
+
+@dataclass(slots=True)
+class _Pending:
+    change: Change
+    limits: Limits
+    body_hash: bytes
+    answer: asyncio.Future[Appended]
+
+
+class Log:
+    """The appending side of one log, one per index and process."""
+
+    def __init__(
+        self, folder: IndexFolder, database: Database, lock_timeout_ms: int, check: Callable[[Head], None]
+    ) -> None:
+        self._database = database
+        self._check = check
+        self._lock = FileLock(folder.log_lock, lock_timeout_ms)
+        self._witness = os.open(folder.witness, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._pending: list[_Pending] = []
+        self._committing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, folder: IndexFolder, lock_timeout_ms: int, check: Callable[[Head], None]) -> Log:
+        """Open the log for appending. Raises LogDamaged when it ends before its witness.
+
+        `check` runs under the lock of every commit, and may refuse all of it on the strength of the head.
+        """
+        database = await Database.open(folder.log)
+        try:
+            [row] = await database.rows(HEAD_SQL)
+            await check_witness(folder, database, _head(row))
+            return cls(folder, database, lock_timeout_ms, check)
+        except BaseException:
+            await database.close()
+            raise
+
+    async def append(self, change: Change, limits: Limits) -> Appended:
+        """Give a change its place.
+
+        Raises IdempotencyConflict, the errors of metadata indexes, StoreBusy, StoreFull, and what `check` raises.
+        """
+        answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Pending(change, limits, hash_body(change.body), answer))
+        if self._committing is None or self._committing.done():
+            self._committing = asyncio.create_task(self._commit_all(), name="log-commit")
+        # A caller that goes away must not take the others' commit with it.
+        return await asyncio.shield(answer)
+
+    async def _commit_all(self) -> None:
+        while self._pending:
+            group = _group(self._pending)
+            del self._pending[: len(group)]
+            try:
+                answers = await self._commit(group)
+            except BaseException as error:
+                for pending in group:
+                    if not pending.answer.done():
+                        pending.answer.set_exception(error)
+                        pending.answer.exception()  # Its caller may be gone; then nobody else will look.
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                for pending, answer in zip(group, answers, strict=True):
+                    _settle(pending.answer, answer)
+
+    async def _commit(self, group: Items[_Pending]) -> list[Appended | Refused]:
+        async with self._lock.held():
+            async with self._database.writing() as transaction:
+                [row] = await transaction.rows(HEAD_SQL)
+                head = _head(row)
+                self._check(head)
+                now_ms = time.time_ns() // 1_000_000
+                head, answers = await _Append(transaction, head, now_ms).all(group)
+                await transaction.rows(
+                    "UPDATE head SET sequence = ?, mutation_id = ?, created_ms = ?, chain = ?, bytes_through = ?",
+                    (head.sequence, head.mutation_id, head.created_ms, head.chain, head.bytes_through),
+                )
+            write_witness(self._witness, head)
+            if self._database.wal_bytes() > WAL_BYTES_MAX and await self._database.checkpoint():
+                os.fsync(self._witness)
+        return answers
+
+    async def rows(self, sql: str, values: Items[object] = ()) -> list[Row]:
+        """Read what is committed."""
+        return await self._database.rows(sql, values)
+
+    async def close(self) -> None:
+        """Finish the commit under way, then let go."""
+        if self._committing is not None:
+            await asyncio.gather(self._committing, return_exceptions=True)
+        await self._database.close()
+        self._lock.close()
+        os.close(self._witness)
+
+
+class _Append:
+    """One transaction's walk over a group of changes."""
+
+    def __init__(self, transaction: Transaction, head: Head, now_ms: int) -> None:
+        self._transaction = transaction
+        self._head = head
+        self._now_ms = now_ms
+        self._mutations: list[tuple[object, ...]] = []
+        self._bodies: list[tuple[object, ...]] = []
+        self._keys: dict[str, tuple[Appended, bytes]] = {}
+
+    async def all(self, group: Items[_Pending]) -> tuple[Head, list[Appended | Refused]]:
+        """Place every change that is not refused; a refusal is one caller's answer, not the group's end."""
+        answers: list[Appended | Refused] = []
+        for pending in group:
+            try:
+                answers.append(await self._one(pending))
+            except Refused as refusal:
+                answers.append(refusal)
+        await self._transaction.many("INSERT INTO mutations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._mutations)
+        await self._transaction.many("INSERT INTO bodies (sequence, body) VALUES (?, ?)", self._bodies)
+        return self._head, answers
+
+    async def _one(self, pending: _Pending) -> Appended:
+        change = pending.change
+        if change.idempotency_key and (earlier := await self._replayed(change, pending.body_hash)):
+            return earlier
+        metadata_index = await self._metadata_index(change, pending.limits)
+        appended = self._place(change, pending.body_hash, metadata_index)
+        if change.idempotency_key:
+            await self._transaction.rows(
+                "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)",
+                (
+                    change.idempotency_key,
+                    appended.sequence,
+                    appended.id,
+                    appended.created_ms,
+                    pending.body_hash,
+                ),
+            )
+        return appended
+
+    def _place(self, change: Change, body_hash: bytes, metadata_index: int) -> Appended:
+        id, created_ms = next_mutation_id(self._head.mutation_id, self._now_ms)
+        sequence = Sequence(self._head.sequence + 1)
+        chain = link(
+            self._head.chain,
+            sequence=sequence,
+            mutation_id=id,
+            action=change.action,
+            created_ms=created_ms,
+            rows=change.rows,
+            body_hash=body_hash,
+        )
+        through = self._head.bytes_through + len(change.body)
+        self._mutations.append(
+            (
+                sequence,
+                id,
+                change.action,
+                created_ms,
+                change.rows,
+                change.caller,
+                metadata_index,
+                through,
+                body_hash,
+                chain,
+            )
+        )
+        self._bodies.append((sequence, change.body))
+        self._head = Head(sequence, id, created_ms, chain, through)
+        return Appended(sequence=sequence, id=id, created_ms=created_ms)
+
+    async def _replayed(self, change: Change, body_hash: bytes) -> Appended | None:
+        row = await self._transaction.row(
+            "SELECT sequence, mutation_id, created_ms, body_hash FROM idempotency WHERE key = ? AND created_ms > ?",
+            (change.idempotency_key, self._now_ms - IDEMPOTENCY_MS),
+        )
+        if row is None:
+            return None
+        if bytes(row[3]) != body_hash:
+            raise IdempotencyConflict(
+                f"Idempotency-Key {change.idempotency_key!r} was used with another body for mutation {row[1]}; "
+                "use a new key for a new request"
+            )
+        return Appended(sequence=Sequence(row[0]), id=MutationId(row[1]), created_ms=row[2], replayed=True)
+
+    async def _metadata_index(self, change: Change, limits: Limits) -> int:
+        """Decide on the accepted metadata indexes; 0 when nothing is to change."""
+        if change.metadata_index is None:
+            return 0
+        wanted = change.metadata_index
+        row = await self._transaction.row(
+            "SELECT id, type FROM metadata_indexes WHERE property = ? AND deleted = 0", (wanted.property,)
+        )
+        if change.action is Action.DELETE_METADATA_INDEX:
+            return await self._drop_metadata_index(wanted, row)
+        if row is not None:
+            if row[1] != wanted.type:
+                raise MetadataIndexConflict(
+                    f'property "{wanted.property}" has a metadata index of type {row[1]}, not {wanted.type}; '
+                    "delete that one first"
+                )
+            return 0
+        await self._check_metadata_index_limit(limits)
+        [(id,)] = await self._transaction.rows(
+            "INSERT INTO metadata_indexes (property, type) VALUES (?, ?) RETURNING id",
+            (wanted.property, wanted.type),
+        )
+        return int(id)
+
+    async def _check_metadata_index_limit(self, limits: Limits) -> None:
+        [(count,)] = await self._transaction.rows("SELECT count(*) FROM metadata_indexes WHERE deleted = 0")
+        if count >= limits.metadata_indexes_max:
+            raise MetadataIndexLimitReached(
+                f"the index has {count} metadata indexes and may have {limits.metadata_indexes_max}; "
+                "delete one that is not needed"
+            )
+
+    async def _drop_metadata_index(self, wanted: MetadataIndex, row: Row | None) -> int:
+        if row is None:
+            raise MetadataIndexNotFound(f'property "{wanted.property}" has no metadata index')
+        await self._transaction.rows("UPDATE metadata_indexes SET deleted = 1 WHERE id = ?", (row[0],))
+        return int(row[0])
+
+
+class LogReader:
+    """The reading side of one log."""
+
+    COLUMNS = "sequence, mutation_id, action, created_ms, rows, metadata_index, bytes_through, body_hash, chain"
+
+    def __init__(self, folder: IndexFolder) -> None:
+        self._folder = folder
+        self._reader = Reader(folder.log)
+
+    def head(self) -> tuple[Head, Sequence]:
+        """The newest mutation, and the sequence through which bodies are pruned."""
+        [row] = self._reader.rows(HEAD_SQL)
+        return _head(row), Sequence(row[5])
+
+    def bodies(self, sequences: Items[int]) -> dict[int, bytes]:
+        """The bodies of some mutations; those that are pruned are absent."""
+        found: dict[int, bytes] = {}
+        for sequence in sequences:
+            for (body,) in self._reader.rows("SELECT body FROM bodies WHERE sequence = ?", (sequence,)):
+                found[sequence] = body
+        return found
+
+    def read(self, after: int, *, mutations_max: int, bytes_max: int, bytes_before: int) -> list[LoggedMutation]:
+        """The mutations behind `after`, oldest first, with bodies: at least one if there is one."""
+        rows = self._reader.rows(
+            f"SELECT {self.COLUMNS}, body FROM mutations LEFT JOIN bodies USING (sequence) "  # noqa: S608
+            "WHERE sequence > ? AND sequence <= ? + ? AND (bytes_through <= ? OR sequence = ? + 1) ORDER BY sequence",
+            (after, after, mutations_max, bytes_before + bytes_max, after),
+        )
+        return [_logged(row) for row in rows]
+
+    def metadata_index(self, id: int) -> MetadataIndex:
+        """An accepted metadata index, deleted or not."""
+        [(property, type)] = self._reader.rows("SELECT property, type FROM metadata_indexes WHERE id = ?", (id,))
+        return MetadataIndex(id=id, property=property, type=MetadataType(type))
+
+    def rows(self, sql: str, values: Items[object] = ()) -> list[Row]:
+        """Read what is committed."""
+        return self._reader.rows(sql, values)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._reader.close()
+
+
+async def check_witness(folder: IndexFolder, database: Database, head: Head) -> None:
+    """Refuse a log that ends before its witness, or whose history is another than the witness saw."""
+    witness = read_witness(folder.witness)
+    if witness is None or witness.sequence == 0:
+        return
+    if head.sequence < witness.sequence:
+        raise LogDamaged(
+            f"the log of index {folder.path.name} ends at mutation {head.sequence}, but mutation {witness.sequence} "
+            "had been acknowledged: a part of its database was lost; restore a backup, or keep what is left by "
+            f"removing {folder.witness.name} from the folder of the index"
+        )
+    rows = await database.rows("SELECT chain FROM mutations WHERE sequence = ?", (witness.sequence,))
+    if rows and bytes(rows[0][0]) != witness.chain:
+        raise LogDamaged(
+            f"mutation {witness.sequence} in the log of index {folder.path.name} is not the one that was acknowledged"
+        )
+
+
+def _group(pending: Items[_Pending]) -> list[_Pending]:
+    """The first changes that fit one commit; at least one."""
+    group: list[_Pending] = []
+    size = 0
+    for one in pending[:COMMIT_CHANGES_MAX]:
+        size += len(one.change.body)
+        if group and size > COMMIT_BYTES_MAX:
+            break
+        group.append(one)
+    return group
+
+
+def _settle(answer: asyncio.Future[Appended], result: Appended | Refused) -> None:
+    if answer.done():
+        return
+    if isinstance(result, Refused):
+        answer.set_exception(result)
+        answer.exception()
+    else:
+        answer.set_result(result)
+
+
+def _head(row: Row) -> Head:
+    return Head(Sequence(row[0]), MutationId(row[1]), row[2], bytes(row[3]), row[4])
+
+
+def _logged(row: Row) -> LoggedMutation:
+    return LoggedMutation(
+        Sequence(row[0]),
+        MutationId(row[1]),
+        Action(row[2]),
+        row[3],
+        row[4],
+        row[5],
+        row[6],
+        row[7],
+        row[8],
+        row[9],
+    )

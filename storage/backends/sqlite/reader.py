@@ -1,0 +1,291 @@
+"""Opening and following snapshots of one index in one process.
+
+A manifest has two numbers. A request must reach `applied` before it answers: catching up reads the log bodies and
+tombstones since the snapshot it has, which costs as much as was written. `layout` may lag: new segments are opened and
+verified in a thread while the old layout, with a newer tail and newer tombstones, goes on answering; labels are the
+same in every layout. Nothing a manifest names is removed before the grace period, so a body or a file that is missing
+means that the manifest is old: it is read again, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence as Items
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from storage.backends.sqlite.database import Reader
+from storage.backends.sqlite.folder import IndexFolder
+from storage.backends.sqlite.log import LogReader
+from storage.backends.sqlite.state import Advance, Manifest, PartRow, SegmentRow, State, StateReader
+from storage.batch import unpack_vectors
+from storage.errors import StateDamaged
+from storage.records import IndexSpec, Label, Progress
+from storage.segment.format import ColumnFile
+from storage.segment.read import OpenSegment, open_segment
+from storage.snapshot import LivePart, Mask, Part, Snapshot
+from storage.tail import Tail
+
+log = structlog.get_logger()
+
+OPEN_TRIES_MAX = 5
+INLINE_BYTES_MAX = 1024 * 1024
+"""Catching up on more than this goes to a thread: reading and copying it would hold up every other request."""
+STALE_S = 30.0
+"""A snapshot not followed for this long is opened anew: what it would catch up on may be collected."""
+
+
+class _Outdated(Exception):
+    """The manifest names something that is gone: a newer one exists."""
+
+
+class IndexReader:
+    """One process's view of one index. All methods belong to one event loop."""
+
+    def __init__(self, spec: IndexSpec, folder: IndexFolder) -> None:
+        self.spec = spec
+        self._folder = folder
+        self._state_reader = StateReader(Reader(folder.state))
+        self._log = LogReader(folder)
+        self._following = asyncio.Lock()
+        self._relayout: asyncio.Task[None] | None = None
+        self._seen_version = -1
+        self._state = self._state_reader.state()
+        self._opened: _Opened | None = None
+        self._followed_at = 0.0
+
+    def progress(self) -> Progress:
+        """How far the worker is now: microseconds."""
+        return self.state().progress
+
+    def state(self) -> State:
+        """The progress row now."""
+        version = self._state_reader.version()
+        if version != self._seen_version:
+            # The version is taken first: a commit in between is then seen again, never missed.
+            self._state = self._state_reader.state()
+            self._seen_version = version
+        return self._state
+
+    @property
+    def state_reader(self) -> StateReader:
+        """Point reads of committed state, from the event loop."""
+        return self._state_reader
+
+    @property
+    def log(self) -> LogReader:
+        """Point reads of the committed log, from the event loop."""
+        return self._log
+
+    async def snapshot(self) -> Snapshot:
+        """The index, at least as of what `progress` says now."""
+        state = self.state()
+        opened = self._opened
+        if opened is None or not opened.covers(state):
+            async with self._following:
+                opened = await self._follow(self.state())
+        return opened.snapshot
+
+    async def settled(self) -> Snapshot:
+        """The index now, in the newest layout: for the worker, which plans on what it has published."""
+        for _ in range(OPEN_TRIES_MAX):
+            snapshot = await self.snapshot()
+            if snapshot.layout >= self.state().layout:
+                return snapshot
+            if self._relayout is not None:
+                await self._relayout
+        raise StateDamaged(f"index {self.spec.name!r}: its newest layout could not be opened")
+
+    async def _follow(self, state: State) -> _Opened:
+        opened = self._opened
+        stale = time.monotonic() - self._followed_at > STALE_S
+        if opened is None or (stale and not opened.covers(state)):
+            opened = await asyncio.to_thread(self._open)
+        elif opened.snapshot.applied < state.applied:
+            opened = await self._catch_up(opened)
+        self._opened = opened
+        self._followed_at = time.monotonic()
+        if opened.snapshot.layout < state.layout and (self._relayout is None or self._relayout.done()):
+            self._relayout = asyncio.create_task(self._swap_layout(), name="relayout")
+        return opened
+
+    async def _catch_up(self, opened: _Opened) -> _Opened:
+        advance = self._state_reader.advance(opened.snapshot.applied)
+        try:
+            if sum(part.bytes for part in advance.parts) <= INLINE_BYTES_MAX:
+                return opened.advanced(advance, self._bodies(advance.parts))
+            bodies = await asyncio.to_thread(self._bodies, advance.parts)
+            return await asyncio.to_thread(opened.advanced, advance, bodies)
+        except _Outdated:
+            return await asyncio.to_thread(self._open)
+
+    async def _swap_layout(self) -> None:
+        """Open the newest layout beside the one that answers, then put it in its place."""
+        try:
+            ready = await asyncio.to_thread(self._open_segments_ahead)
+            async with self._following:
+                self._opened = await asyncio.to_thread(self._open, ready)
+                self._followed_at = time.monotonic()
+        except Exception:
+            # The old layout goes on answering, and the next request that sees a newer one tries again.
+            log.exception("layout.swap_failed", index=self.spec.id)
+
+    def _open_segments_ahead(self) -> dict[str, OpenSegment]:
+        """Verify and map new segments while the old layout answers: hashing takes time."""
+        reader = StateReader(Reader(self._folder.state))
+        try:
+            manifest = reader.manifest()
+        finally:
+            reader.close()
+        try:
+            return self._segments(manifest, {})
+        except _Outdated:
+            return {}
+
+    def _open(self, ready: dict[str, OpenSegment] | None = None) -> _Opened:
+        """Read the manifest and everything it names; again when something is already gone."""
+        for _ in range(OPEN_TRIES_MAX):
+            manifest = self._state_reader.manifest()
+            try:
+                segments = self._segments(manifest, ready or {})
+                return self._assemble(manifest, segments)
+            except _Outdated:
+                continue
+        raise StateDamaged(
+            f"index {self.spec.name!r}: {OPEN_TRIES_MAX} manifests in a row named files or log bodies that do not exist"
+        )
+
+    def _segments(self, manifest: Manifest, ready: dict[str, OpenSegment]) -> dict[str, OpenSegment]:
+        old = self._opened.segments if self._opened is not None else {}
+        opened = {}
+        for row in manifest.segments:
+            columns = _columns_of(row, manifest)
+            segment = ready.get(row.name) or old.get(row.name)
+            if segment is None or not segment.has_columns(columns):
+                segment = self._open_segment(row, columns)
+            opened[row.name] = segment
+        return opened
+
+    def _open_segment(self, row: SegmentRow, columns: tuple[ColumnFile, ...]) -> OpenSegment:
+        folder = self._folder.segments / row.name
+        try:
+            segment = open_segment(folder, self.spec.config, checksum=row.checksum, columns=columns)
+        except FileNotFoundError as error:
+            raise _Outdated(row.name) from error
+        if segment.damaged:
+            log.warning("segment.damaged", index=self.spec.id, segment=row.name, files=list(segment.damaged))
+        return segment
+
+    def _assemble(self, manifest: Manifest, segments: dict[str, OpenSegment]) -> _Opened:
+        tail = Tail(self.spec.config.dimensions)
+        old = self._opened.tail.after(manifest.state.sealed_through) if self._opened is not None else None
+        wanted = manifest.parts
+        if old is not None:
+            tail, wanted = old, tuple(part for part in manifest.parts if part.sequence > old.last_sequence)
+        _extend(tail, wanted, self._bodies(wanted))
+        dead = np.array(manifest.tombstones, dtype=np.uint64)
+        parts: list[Part] = [*segments.values(), tail.part()]
+        snapshot = Snapshot(
+            spec=self.spec,
+            applied=manifest.state.applied,
+            layout=manifest.state.layout,
+            parts=tuple(_live_part(part, np.ones(part.rows, dtype=np.bool_), dead) for part in parts),
+            metadata_indexes=manifest.metadata_indexes,
+        )
+        if snapshot.vectors != manifest.state.vectors:
+            raise StateDamaged(
+                f"index {self.spec.name!r} should have {manifest.state.vectors} vectors at mutation "
+                f"{manifest.state.applied}, and its segments and tail have {snapshot.vectors}"
+            )
+        return _Opened(snapshot, segments, tail)
+
+    def _bodies(self, parts: Items[PartRow]) -> dict[int, bytes]:
+        bodies = self._log.bodies([part.sequence for part in parts])
+        if len(bodies) != len(parts):
+            raise _Outdated(f"{len(parts) - len(bodies)} log bodies are pruned")
+        return bodies
+
+    async def close(self) -> None:
+        """Let go of the databases; snapshots that are in use stay readable."""
+        if self._relayout is not None:
+            await asyncio.gather(self._relayout, return_exceptions=True)
+        async with self._following:
+            self._state_reader.close()
+            self._log.close()
+
+
+class _Opened:
+    """A snapshot together with what the next one is made from."""
+
+    def __init__(self, snapshot: Snapshot, segments: dict[str, OpenSegment], tail: Tail) -> None:
+        self.snapshot = snapshot
+        self.segments = segments
+        self.tail = tail
+
+    def covers(self, state: State) -> bool:
+        """Whether this is what the manifest says, layout included."""
+        return self.snapshot.applied >= state.applied and self.snapshot.layout >= state.layout
+
+    def advanced(self, advance: Advance, bodies: dict[int, bytes]) -> _Opened:
+        """The snapshot at a later `applied`, in the same layout."""
+        _extend(self.tail, advance.parts, bodies)
+        dead = np.array(advance.tombstones, dtype=np.uint64)
+        tail = self.tail.part()
+        old = self.snapshot.parts[-1].live
+        live = np.concatenate([old, np.ones(tail.rows - len(old), dtype=np.bool_)])
+        snapshot = Snapshot(
+            spec=self.snapshot.spec,
+            applied=advance.state.applied,
+            layout=self.snapshot.layout,
+            parts=(
+                *(_dimmed(part, dead) for part in self.snapshot.parts[:-1]),
+                _live_part(tail, live, dead),
+            ),
+            metadata_indexes=advance.metadata_indexes,
+        )
+        return _Opened(snapshot, self.segments, self.tail)
+
+
+def _extend(tail: Tail, parts: Items[PartRow], bodies: dict[int, bytes]) -> None:
+    for part in parts:
+        tail.append(part.sequence, Label(part.first_label), unpack_vectors(bodies[part.sequence]))
+
+
+def _dimmed(part: LivePart, dead: NDArray[np.uint64]) -> LivePart:
+    """The part without some labels; the part itself when it has none of them."""
+    return _live_part(part.part, part.live, dead, part.live_count) if len(dead) else part
+
+
+def _live_part(part: Part, live: Mask, dead: NDArray[np.uint64], live_count: int | None = None) -> LivePart:
+    rows = _rows_with(part.labels, dead)
+    if len(rows):
+        # The mask of the older snapshot may be in use by a search in a thread.
+        live = live.copy()
+        live[rows] = False
+    elif live_count is not None:
+        return LivePart(part, live, live_count)
+    return LivePart(part, live, int(np.count_nonzero(live)))
+
+
+def _rows_with(labels: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The rows of a part that carry one of these labels."""
+    if not len(labels) or not len(wanted):
+        return np.empty(0, dtype=np.int64)
+    rows = np.minimum(np.searchsorted(labels, wanted), len(labels) - 1)
+    found: NDArray[np.int64] = rows[labels[rows] == wanted]
+    return found
+
+
+def _columns_of(row: SegmentRow, manifest: Manifest) -> tuple[ColumnFile, ...]:
+    indexes = {index.id: index for index in manifest.metadata_indexes}
+    return tuple(
+        ColumnFile(metadata_index=indexes[column.metadata_index], file=column.file, checksum=column.checksum)
+        for column in manifest.columns
+        if column.segment == row.name and column.metadata_index in indexes
+    )
+
+
+__all__ = ["IndexReader"]

@@ -1,0 +1,329 @@
+"""The data folder as a worker uses it: which indexes there are, and one open index with its lease.
+
+Fulfils what `worker` needs of storage. A worker's rights to an index are its epoch: every transaction here carries it,
+and one that lost it raises LeaseLost and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Sequence as Items
+from pathlib import Path
+
+import numpy as np
+
+from storage.apply import Applied, Effects
+from storage.backends.sqlite.catalogue import Catalogue
+from storage.backends.sqlite.database import WAL_BYTES_MAX, Database, Reader
+from storage.backends.sqlite.folder import DataFolder, IndexFolder
+from storage.backends.sqlite.log import LoggedMutation, LogReader
+from storage.backends.sqlite.migrate import is_current, migrate
+from storage.backends.sqlite.pruning import LogPruner
+from storage.backends.sqlite.reader import IndexReader
+from storage.backends.sqlite.state import ColumnRow, SegmentRow, State, StateReader, StateWriter
+from storage.chain import read_witness
+from storage.errors import LogDamaged, StorageError
+from storage.files import fsync_folder
+from storage.records import IndexId, IndexSpec, MetadataIndex, Sequence
+from storage.segment.format import SegmentInfo
+from storage.settings import Settings
+from storage.snapshot import Snapshot
+
+VACUUM_PAGES = 256
+DRAFT_AGE_S = 600.0
+"""A folder that nobody names is left alone this long: it may be an index that is being created."""
+
+
+class Workshop:
+    """Everything a worker can reach."""
+
+    def __init__(self, settings: Settings, data: DataFolder, catalogue: Catalogue) -> None:
+        self.settings = settings
+        self.data = data
+        self._catalogue = catalogue
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Workshop:
+        """Prepare the data folder and open it. Raises SchemaTooNew, SchemaChanged."""
+        data = DataFolder(settings.data)
+        await asyncio.to_thread(data.prepare)
+        return cls(settings, data, await Catalogue.open(data))
+
+    def indexes(self) -> dict[IndexId, bool]:
+        """Every index there ever was, and whether it lives."""
+        return self._catalogue.ids()
+
+    def lives(self, id: IndexId) -> bool:
+        """Whether an index is in the catalogue and not deleted."""
+        known = self._catalogue.by_id(id)
+        return known is not None and known[1]
+
+    async def open_index(self, id: IndexId) -> WorkIndex | None:
+        """Open a live index for work; None when it is gone."""
+        known = self._catalogue.by_id(id)
+        if known is None or not known[1]:
+            return None
+        folder = self.data.index(id)
+        for path, kind in ((folder.log, "log"), (folder.state, "state")):
+            if not is_current(path, kind):
+                await asyncio.to_thread(migrate, path, kind)
+        return await WorkIndex.open(known[0], folder, self.settings)
+
+    def witnessed(self, id: IndexId) -> Sequence:
+        """The newest mutation that the witness knows of: one small read, and behind the log at the most."""
+        witness = read_witness(self.data.index(id).witness)
+        return Sequence(0) if witness is None else witness.sequence
+
+    def glance(self, id: IndexId) -> tuple[Sequence, Sequence]:
+        """(newest, applied) of an index without keeping it open."""
+        folder = self.data.index(id)
+        state_reader, log = StateReader(Reader(folder.state)), LogReader(folder)
+        try:
+            return log.head()[0].sequence, state_reader.state().applied
+        finally:
+            state_reader.close()
+            log.close()
+
+    def owner(self, id: IndexId) -> str:
+        """The worker that holds an index, "" for none, without keeping the index open."""
+        reader = StateReader(Reader(self.data.index(id).state))
+        try:
+            return reader.state().owner
+        finally:
+            reader.close()
+
+    def discard(self, id: IndexId) -> None:
+        """Move the folder of a deleted index where nobody looks; readers that have it open are not disturbed."""
+        folder = self.data.index(id).path
+        if folder.exists():
+            os.utime(folder)
+            folder.rename(self.data.trash / id)
+            fsync_folder(self.data.indexes)
+
+    def sweep_folders(self, grace_s: float) -> None:
+        """Remove folders in the trash that nobody reads any more, and drafts and folders that nobody names."""
+        known = self._catalogue.ids()
+        for folder in self.data.trash.iterdir():
+            if _age_s(folder) > grace_s:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.data.indexes.iterdir():
+            if folder.name not in known and _age_s(folder) > DRAFT_AGE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Let go of the catalogue."""
+        await self._catalogue.close()
+
+
+class WorkIndex:
+    """One index that a worker may hold. `epoch` is 0 while it does not."""
+
+    def __init__(self, spec: IndexSpec, folder: IndexFolder, writer: StateWriter, settings: Settings) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.epoch = 0
+        self._writer = writer
+        self._reader = IndexReader(spec, folder)
+        self._pruner = LogPruner(folder, settings.lock_timeout_ms)
+
+    @classmethod
+    async def open(cls, spec: IndexSpec, folder: IndexFolder, settings: Settings) -> WorkIndex:
+        """Open the databases of an index."""
+        return cls(spec, folder, StateWriter(await Database.open(folder.state)), settings)
+
+    def state(self) -> State:
+        """The progress row now."""
+        return self._reader.state()
+
+    def head(self) -> Sequence:
+        """The newest mutation."""
+        return self._reader.log.head()[0].sequence
+
+    async def take(self, worker: str) -> State:
+        """Own the index under a raised epoch; returns the state it was found in. Raises LeaseLost, LogDamaged."""
+        found = self.state()
+        self._check_second_witness(found)
+        self.epoch = await self._writer.take(worker, found.epoch)
+        return found
+
+    def _check_second_witness(self, state: State) -> None:
+        """The state remembers the last mutation it applied: the log must still have it."""
+        rows = self._reader.log.rows("SELECT chain FROM mutations WHERE sequence = ?", (state.applied,))
+        head = self.head()
+        if head < state.applied or (rows and bytes(rows[0][0]) != state.applied_chain):
+            raise LogDamaged(
+                f"index {self.spec.name!r} has applied mutation {state.applied}, and its log ends at {head} or has "
+                "another mutation there: a part of the log was lost; restore a backup"
+            )
+
+    async def release(self) -> None:
+        """Own the index no longer."""
+        await self._writer.release(self.epoch)
+        self.epoch = 0
+
+    def read(self, state: State, *, mutations_max: int, bytes_max: int) -> list[LoggedMutation]:
+        """The next mutations to apply, with bodies."""
+        return self._reader.log.read(
+            state.applied, mutations_max=mutations_max, bytes_max=bytes_max, bytes_before=state.applied_bytes
+        )
+
+    def accepted_metadata_index(self, id: int) -> MetadataIndex:
+        """The definition that a mutation names."""
+        return self._reader.log.metadata_index(id)
+
+    def metadata_indexes(self) -> tuple[MetadataIndex, ...]:
+        """The processed ones."""
+        return self._reader.state_reader.metadata_indexes()
+
+    async def live_labels(self, ids: Items[str]) -> dict[str, int]:
+        """The labels of the live versions of these ids."""
+        return await self._writer.live_labels(ids)
+
+    async def snapshot(self) -> Snapshot:
+        """The index as applied so far, in the newest layout."""
+        return await self._reader.settled()
+
+    async def count_try(self, sequence: Sequence) -> int:
+        """Remember that applying a mutation alone is begun; say how often it was."""
+        return await self._writer.count_try(self.epoch, sequence)
+
+    async def apply(self, state: State, effects: Effects, to: Applied) -> None:
+        """Write effects and move progress. Raises LeaseLost, ManifestMoved."""
+        await self._writer.apply(self.epoch, state.applied, effects, to)
+        if self._writer.database.wal_bytes() > WAL_BYTES_MAX:
+            await self._writer.database.checkpoint()
+
+    async def publish(
+        self, *, inputs: Items[str], segment: SegmentInfo | None, sealed_through: Sequence | None
+    ) -> None:
+        """Put a segment in the place of its inputs. Raises LeaseLost, ManifestMoved."""
+        row = None if segment is None else _segment_row(segment)
+        await self._writer.publish(self.epoch, inputs=inputs, segment=row, sealed_through=sealed_through)
+
+    async def publish_column(self, column: ColumnRow) -> None:
+        """Add a back-filled column file. Raises LeaseLost, ManifestMoved."""
+        await self._writer.publish_column(self.epoch, column)
+
+    def tail(self, sealed_through: Sequence) -> tuple[int, int]:
+        """(bytes of bodies, mutations) of the tail, rows that are dead included."""
+        [(size, count)] = self._reader.state_reader.rows(
+            "SELECT coalesce(sum(bytes), 0), count(*) FROM parts WHERE sequence > ?", (sealed_through,)
+        )
+        return size, count
+
+    def segments(self) -> tuple[SegmentRow, ...]:
+        """The segments of the manifest."""
+        return self._reader.state_reader.manifest_segments()
+
+    def backfilled(self) -> set[tuple[str, int]]:
+        """(segment, metadata index) of every back-filled column."""
+        rows = self._reader.state_reader.rows("SELECT segment, metadata_index FROM columns")
+        return {(segment, index) for segment, index in rows}
+
+    # Collecting
+
+    async def prune(self, *, through: Sequence, older_than_ms: int, expired_ms: int) -> bool:
+        """Give back the space of log bodies that are sealed; True when more is left to do.
+
+        State is made durable in its file first: the segments it names are from now on the only copy.
+        """
+        if not await self._writer.database.checkpoint():
+            return False
+        return await self._pruner.slice(through=through, older_than_ms=older_than_ms, expired_ms=expired_ms)
+
+    def pruned_through(self) -> Sequence:
+        """Bodies up to here are gone."""
+        return self._reader.log.head()[1]
+
+    async def forget(self, *, removed_before_ms: int, outcomes_before_ms: int) -> None:
+        """Drop what no cursor and no caller can ask for any more."""
+        rows = self._reader.state_reader.rows(
+            "SELECT coalesce(max(sequence), 0) FROM outcomes WHERE applied_ms < ?", (outcomes_before_ms,)
+        )
+        await self._writer.forget(self.epoch, removed_before_ms=removed_before_ms, outcomes_through=rows[0][0])
+
+    async def forget_sealed(self, snapshot: Snapshot) -> None:
+        """Drop parts that are sealed, and tombstones of rows that lie nowhere any more."""
+        state = self.state()
+        rows = self._reader.state_reader.rows("SELECT sequence, label FROM tombstones")
+        labels = np.array([label for _, label in rows], dtype=np.uint64)
+        present = np.zeros(len(labels), dtype=np.bool_)
+        for live_part in snapshot.parts:
+            present |= np.isin(labels, live_part.part.labels)
+        gone = [row for row, there in zip(rows, present.tolist(), strict=True) if not there]
+        await self._writer.forget_sealed(self.epoch, through=state.sealed_through, tombstones=gone)
+
+    async def remove_garbage(self, freed_before_ms: int) -> int:
+        """Unlink segment folders that a publish replaced long enough ago; say how many."""
+        rows = self._reader.state_reader.rows("SELECT name FROM garbage WHERE freed_ms < ?", (freed_before_ms,))
+        names = [name for (name,) in rows]
+        for name in names:
+            await asyncio.to_thread(shutil.rmtree, self.folder.segments / name, ignore_errors=True)
+        await self._writer.forget_garbage(self.epoch, names)
+        return len(names)
+
+    async def remove_orphans(self) -> None:
+        """Unlink what builds of older epochs left behind.
+
+        The folder is listed before the manifest is read: a name that the later manifest does not have was never
+        published, and no worker of an older epoch can publish it now.
+        """
+        names = [path.name for path in self.folder.segments.iterdir()]
+        reader = self._reader.state_reader
+        kept = {row.name for row in self.segments()} | {name for (name,) in reader.rows("SELECT name FROM garbage")}
+        for name in names:
+            if name not in kept and _epoch_of(name) < self.epoch:
+                await asyncio.to_thread(shutil.rmtree, self.folder.segments / name, ignore_errors=True)
+
+    async def rest(self) -> None:
+        """Leave an idle index small: free pages returned, the WAL empty."""
+        await self._writer.vacuum(VACUUM_PAGES)
+        if self._writer.database.wal_bytes():
+            await self._writer.database.checkpoint()
+
+    async def close(self) -> None:
+        """Let go of the index, and of its lease where it is still held."""
+        try:
+            if self.epoch:
+                await self.release()
+        except StorageError:
+            pass
+        finally:
+            await self._writer.close()
+            await self._pruner.close()
+            await self._reader.close()
+
+
+def segment_name(epoch: int, unique: str) -> str:
+    """The name of a segment built under an epoch; `_epoch_of` reads it back."""
+    return f"{epoch}-{unique}"
+
+
+def _epoch_of(name: str) -> int:
+    digits = name.removeprefix(".tmp-").partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _segment_row(info: SegmentInfo) -> SegmentRow:
+    return SegmentRow(
+        name=info.name,
+        rows=info.rows,
+        first_label=info.first_label,
+        last_label=info.last_label,
+        first_sequence=info.first_sequence,
+        last_sequence=info.last_sequence,
+        as_of=info.as_of,
+        bytes=info.bytes,
+        checksum=info.checksum,
+        published_ms=0,
+    )
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,97 @@
+"""The store with a worker, end to end without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from storage.errors import IndexDeleted, IndexExists, IndexNotFound
+from storage.filters import FilterRules
+from storage.interfaces import ListRequest
+from storage.records import Action, Counts, IndexConfig, Metric, MutationState
+from storage.search import Query, search
+from tests.conftest import ACCOUNT, batch
+from storage.limits import RELAXED
+
+RULES = FilterRules()
+
+
+def ids_of(found):
+    return [hit.id for hit in found.hits]
+
+
+async def test_what_is_acknowledged_is_found_once_it_is_applied(running):
+    spec = await running.index()
+
+    appended = await running.upsert(spec, batch(["a", "b"], [[1, 0, 0, 0], [0, 1, 0, 0]]))
+    await running.applied(spec, appended)
+
+    snapshot = await running.store.snapshot(spec)
+    query = Query(vector=np.array([1, 0.1, 0, 0], dtype=np.float32), count=2, rules=RULES)
+    assert ids_of(search(snapshot, query)) == ["a", "b"]
+    assert running.store.progress(spec).applied_id == appended.id
+    status = await running.store.mutation(spec, appended.id)
+    assert (status.state, status.counts) == (MutationState.APPLIED, Counts(inserted=2))
+
+
+async def test_insert_keeps_upsert_replaces_delete_removes(running):
+    spec = await running.index()
+    await running.upsert(spec, batch(["a"], [[1, 0, 0, 0]]))
+    await running.upsert(spec, batch(["a", "b"], [[0, 1, 0, 0], [0, 0, 1, 0]]), action=Action.INSERT)
+    await running.upsert(spec, batch(["b"], [[0, 0, 0, 1]]))
+    last = await running.delete(spec, ["a", "zz"])
+    await running.applied(spec, last)
+
+    a, b = await running.store.records(spec, ["a", "b"])
+
+    assert a is None
+    assert np.frombuffer(b.values, np.float32).tolist() == [0, 0, 0, 1]
+    assert (await running.store.mutation(spec, last.id)).counts == Counts(deleted=1, missing=1)
+    assert running.store.progress(spec).vectors == 1
+
+
+async def test_writers_at_the_same_moment_each_get_a_place_of_their_own(running):
+    spec = await running.index()
+
+    written = await asyncio.gather(*(running.upsert(spec, batch([str(n)], [[1, 2, 3, n]])) for n in range(50)))
+
+    assert sorted(one.sequence for one in written) == list(range(1, 51))
+    in_order = [one.id for one in sorted(written, key=lambda one: one.sequence)]
+    assert in_order == sorted(in_order)
+
+
+async def test_a_deleted_index_is_gone_and_its_name_is_free(running):
+    spec = await running.index()
+    with pytest.raises(IndexExists):
+        await running.index()
+
+    await running.store.delete_index(spec)
+
+    with pytest.raises(IndexDeleted):
+        running.store.index(ACCOUNT, "docs")
+    with pytest.raises(IndexDeleted):
+        await running.upsert(spec, batch(["a"], [[1, 0, 0, 0]]))
+    with pytest.raises(IndexNotFound):
+        running.store.index(ACCOUNT, "never")
+    again = await running.store.create_index(
+        ACCOUNT, "docs", "", IndexConfig(dimensions=8, metric=Metric.EUCLIDEAN), RELAXED
+    )
+    assert again.id != spec.id
+    assert running.store.index(ACCOUNT, "docs").config.dimensions == 8
+
+
+async def test_a_listing_shows_what_its_first_page_would_have_shown(running):
+    spec = await running.index()
+    names = [f"v{n:03}" for n in range(10)]
+    await running.applied(spec, await running.upsert(spec, batch(names, np.ones((10, 4)))))
+
+    first = await running.store.list_page(spec, ListRequest(count=4, rules=RULES))
+    await running.delete(spec, ["v005"])
+    await running.applied(spec, await running.upsert(spec, batch(["v0045", "v006"], np.ones((2, 4)))))
+    second = await running.store.list_page(spec, ListRequest(count=4, rules=RULES, cursor=first.next_cursor))
+    third = await running.store.list_page(spec, ListRequest(count=4, rules=RULES, cursor=second.next_cursor))
+
+    assert [*first.ids, *second.ids, *third.ids] == names
+    assert (first.total, third.total, third.next_cursor) == (10, 10, "")

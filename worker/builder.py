@@ -1,0 +1,99 @@
+"""`python -m worker.builder`: read one job from standard input, do it, print the answer. See `worker.jobs`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import numpy as np
+
+from storage.backends.sqlite.building import BuildSource
+from storage.records import Sequence
+from storage.segment.read import OpenSegment
+from storage.segment.source import merge_source
+from storage.segment.write import SegmentOptions, write_column, write_segment
+from storage.snapshot import Mask, Part
+from worker.jobs import BuildAnswer, BuildJob
+
+NICENESS = 5
+"""Queries and applying come first on a machine that is short of cores."""
+
+
+def main() -> int:
+    """Do the job; the exit code is 0 when an answer was printed."""
+    job = BuildJob.from_text(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_worker, daemon=True).start()
+    os.nice(NICENESS)
+    sys.stdout.buffer.write(_do(job).to_text())
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _end_with_worker() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _do(job: BuildJob) -> BuildAnswer:
+    source = BuildSource(job.folder, job.config)
+    match job.kind:
+        case "seal":
+            return _seal(job, source)
+        case "merge":
+            return _merge(job, source)
+        case "backfill":
+            return _backfill(job, source)
+        case "verify":
+            for name in job.inputs:
+                source.segment(name)
+            return BuildAnswer()
+        case _:
+            raise AssertionError(f"no such job: {job.kind}")
+
+
+def _seal(job: BuildJob, source: BuildSource) -> BuildAnswer:
+    part, live = source.tail(job.through)
+    first, last = source.manifest.state.sealed_through + 1, job.through
+    return _write(job, source, [(part, live)], first, last)
+
+
+def _merge(job: BuildJob, source: BuildSource) -> BuildAnswer:
+    rows = [row for row in source.manifest.segments if row.name in job.inputs]
+    assert len(rows) == len(job.inputs), "the worker publishes, so nothing it named can be gone"
+    parts: list[tuple[Part, Mask]] = []
+    for row in rows:
+        segment: OpenSegment = source.segment(row.name)
+        parts.append((segment, source.live(segment)))
+    first, last = min(row.first_sequence for row in rows), max(row.last_sequence for row in rows)
+    return _write(job, source, parts, first, last)
+
+
+def _write(job: BuildJob, source: BuildSource, parts: list[tuple[Part, Mask]], first: int, last: int) -> BuildAnswer:
+    if not any(np.any(live) for _, live in parts):
+        return BuildAnswer()
+    options = SegmentOptions(
+        metric=job.config.metric,
+        dimensions=job.config.dimensions,
+        graph_rows_min=job.graph_rows_min,
+        threads=job.threads or os.cpu_count() or 1,
+    )
+    rows = merge_source(
+        parts,
+        first_sequence=Sequence(first),
+        last_sequence=Sequence(last),
+        as_of=source.manifest.state.applied,
+        metadata_indexes=source.manifest.metadata_indexes,
+    )
+    return BuildAnswer(segment=write_segment(job.folder / "segments", job.name, rows, options))
+
+
+def _backfill(job: BuildJob, source: BuildSource) -> BuildAnswer:
+    assert job.metadata_index is not None
+    [name] = job.inputs
+    written = write_column(job.folder / "segments" / name, source.segment(name), job.metadata_index)
+    return BuildAnswer(column_file=written.file, column_checksum=written.checksum)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

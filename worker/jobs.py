@@ -1,0 +1,120 @@
+"""The builder: one job in a process of its own.
+
+Usearch takes the interpreter's lock back after every vector, so beside a busy interpreter a build is tens of times
+slower; and a build that crashes or is killed must not take the applying with it. A job reads what is committed, writes
+one new folder or file, and says what it wrote. Nothing knows of it until the worker publishes it, so a crash anywhere
+in here leaves a file that nobody names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+from storage.records import IndexConfig, IndexId, MetadataIndex, MetadataType, Metric, Sequence
+from storage.segment.format import SegmentInfo
+
+ANSWER_BYTES_MAX = 1024 * 1024
+
+
+class BuildFailed(Exception):
+    """The builder ended without an answer; the message has what it printed last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildJob:
+    """What the builder is told. `kind` is seal, merge, backfill or verify.
+
+    A seal reads the tail up to `through`; a merge reads `inputs`; a backfill writes `metadata_index` for the one
+    segment in `inputs`; a verify re-reads the segments in `inputs` and compares every checksum.
+    """
+
+    kind: str
+    index: IndexId
+    folder: Path
+    name: str
+    config: IndexConfig
+    through: Sequence = Sequence(0)
+    inputs: tuple[str, ...] = ()
+    metadata_index: MetadataIndex | None = None
+    graph_rows_min: int
+    threads: int
+
+    def to_text(self) -> bytes:
+        """The job as the builder reads it."""
+        return orjson.dumps(asdict(self) | {"folder": str(self.folder)})
+
+    @classmethod
+    def from_text(cls, text: bytes) -> BuildJob:
+        """Read a job back."""
+        fields = orjson.loads(text)
+        config, index = fields.pop("config"), fields.pop("metadata_index")
+        return cls(
+            **fields
+            | {
+                "folder": Path(fields["folder"]),
+                "inputs": tuple(fields["inputs"]),
+                "config": IndexConfig(**config | {"metric": Metric(config["metric"])}),
+                "metadata_index": index and MetadataIndex(**index | {"type": MetadataType(index["type"])}),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildAnswer:
+    """What the builder wrote. `segment` is None when no row was live, or when none was to be written."""
+
+    segment: SegmentInfo | None = None
+    column_file: str = ""
+    column_checksum: str = ""
+
+    def to_text(self) -> bytes:
+        """The answer as the worker reads it."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: bytes) -> BuildAnswer:
+        """Read an answer back."""
+        fields = orjson.loads(text)
+        segment = fields["segment"]
+        return cls(**fields | {"segment": SegmentInfo(**segment) if segment is not None else None})
+
+
+async def run_builder(job: BuildJob) -> BuildAnswer:
+    """Run one job to its end. Raises BuildFailed.
+
+    The builder ends when its standard input does, so it never outlives a worker, however that died.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    builder = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "worker.builder",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        # Settings, and the token among them, are none of the builder's business.
+        env={name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+        | {"PYTHONPATH": root},
+    )
+    try:
+        assert builder.stdin is not None
+        assert builder.stdout is not None
+        assert builder.stderr is not None
+        builder.stdin.write(job.to_text() + b"\n")
+        answer, errors = await asyncio.gather(builder.stdout.read(ANSWER_BYTES_MAX), builder.stderr.read())
+        await builder.wait()
+    finally:
+        if builder.returncode is None:
+            builder.kill()
+            await builder.wait()
+    if builder.returncode != 0:
+        said = errors.decode(errors="replace").strip().splitlines()
+        raise BuildFailed(f"{job.kind} of index {job.index} ended with {builder.returncode}: {said[-1:] or 'silently'}")
+    return BuildAnswer.from_text(answer)

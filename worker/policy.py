@@ -1,0 +1,116 @@
+"""What to build next for one index: pure.
+
+Sealing turns the tail into a segment when scanning it costs more than walking a graph would. Back-filling gives old
+segments the columns they lack. Merging keeps the number of segments small, because a query's cost grows with it, and
+gives back the space of dead rows. One job at a time, in that order of urgency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from storage.records import MetadataIndex, Sequence
+from storage.settings import MIB, Settings
+
+IDLE_SEAL_BYTES = MIB
+"""An idle index seals a tail larger than this: its log should not stay large for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailFacts:
+    """The tail as it is: `bytes` of log bodies, dead rows included."""
+
+    through: Sequence
+    bytes: int
+    mutations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentFacts:
+    """One segment as it is. `columns` are the ids of the metadata indexes it has columns for."""
+
+    name: str
+    rows: int
+    dead: int
+    columns: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Turn the tail up to a sequence into a segment."""
+
+    through: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Write the live rows of segments into one."""
+
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """Write the column of one metadata index for one segment."""
+
+    segment: str
+    metadata_index: MetadataIndex
+
+
+Job = Seal | Merge | Backfill
+
+
+def due(
+    tail: TailFacts,
+    segments: Items[SegmentFacts],
+    metadata_indexes: Items[MetadataIndex],
+    *,
+    idle_ms: int,
+    settings: Settings,
+) -> Job | None:
+    """The most urgent job, or None when the index is as it should be."""
+    if _seal_is_due(tail, idle_ms, settings):
+        return Seal(tail.through)
+    for segment in segments:
+        for index in metadata_indexes:
+            if index.id not in segment.columns:
+                return Backfill(segment.name, index)
+    return _merge(segments, idle_ms, settings)
+
+
+def tail_is_over(tail_bytes: int, settings: Settings) -> bool:
+    """Whether applying has to wait for a seal: queries stay fast and `/info` says the truth."""
+    return tail_bytes >= settings.tail_bytes_max
+
+
+def _seal_is_due(tail: TailFacts, idle_ms: int, settings: Settings) -> bool:
+    if not tail.mutations:
+        return False
+    if tail.bytes >= settings.seal_bytes or tail.mutations >= settings.seal_mutations:
+        return True
+    return idle_ms >= settings.seal_idle_ms and tail.bytes > IDLE_SEAL_BYTES
+
+
+def _merge(segments: Items[SegmentFacts], idle_ms: int, settings: Settings) -> Merge | None:
+    for segment in segments:
+        if segment.dead > segment.rows * settings.dead_share_max:
+            return Merge((segment.name,))
+    if len(segments) > 1 and idle_ms >= settings.merge_idle_ms:
+        return Merge(tuple(segment.name for segment in segments))
+    if len(segments) <= settings.segments_max:
+        return None
+    return Merge(tuple(segment.name for segment in _smallest_tier(segments, settings.merge_ratio)))
+
+
+def _smallest_tier(segments: Items[SegmentFacts], ratio: int) -> Items[SegmentFacts]:
+    """The smallest segments of about one size, or the two smallest when no two are: rows are rewritten rarely."""
+    tiers: defaultdict[int, list[SegmentFacts]] = defaultdict(list)
+    for segment in segments:
+        tiers[int(math.log(max(segment.rows, 1), ratio))].append(segment)
+    for _, tier in sorted(tiers.items()):
+        if len(tier) > 1:
+            return tier
+    return sorted(segments, key=lambda segment: segment.rows)[:2]

@@ -1,0 +1,226 @@
+"""One index in the care of this worker: take it, apply, build, collect, let go.
+
+A turn is everything that is due now, in order. Turns of one index never overlap; a build runs beside turns, so that
+applying goes on, and its result is published by the turn that follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+
+import structlog
+
+from storage.backends.sqlite.state import ColumnRow, LeaseLost, ManifestMoved
+from storage.backends.sqlite.workshop import WorkIndex, segment_name
+from storage.errors import SegmentDamaged
+from storage.records import MetadataIndex, Sequence
+from storage.segment.read import OpenSegment
+from storage.settings import Settings
+from storage.telemetry import MERGES, SEALS
+from worker.apply import POISON, apply_next
+from worker.collect import Collector
+from worker.jobs import BuildAnswer, BuildFailed, BuildJob, run_builder
+from worker.lease import Registration
+from worker.policy import Backfill, Job, Merge, Seal, SegmentFacts, TailFacts, due, tail_is_over
+
+log = structlog.get_logger()
+
+BUILD_RETRY_S = 5.0
+"""How long after a failed build the next is tried; it doubles up to the maximum."""
+BUILD_RETRY_MAX_S = 300.0
+
+
+class Tending:
+    """This worker's care of one index. Call `turn` whenever something may be due."""
+
+    def __init__(
+        self,
+        index: WorkIndex,
+        settings: Settings,
+        registration: Registration,
+        builders: asyncio.Semaphore,
+        published: Callable[[], None],
+    ) -> None:
+        self.index = index
+        self._settings = settings
+        self._registration = registration
+        self._builders = builders
+        self._published = published
+        self._collector = Collector(index, settings)
+        self._build: asyncio.Task[None] | None = None
+        self._build_retry_s = BUILD_RETRY_S
+        self._build_not_before = 0.0
+        self._wrote_at = time.monotonic()
+        self._careful = False
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finish the transaction under way and begin no other."""
+        self._stopping = True
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a build runs or waits."""
+        return self._build is not None and not self._build.done()
+
+    async def turn(self) -> bool:
+        """Do everything that is due; False when the index belongs to another worker."""
+        if not self.index.epoch and not await self._take():
+            return False
+        try:
+            await self._apply_all()
+            if self._stopping:
+                return True
+            await self._plan_build()
+            await self._collector.turn(is_idle=not self.is_busy)
+        except LeaseLost:
+            # Another worker took the index while this one was stopped; it goes on from where the state is.
+            log.warning("lease.lost", index=self.index.spec.id)
+            self.index.epoch = 0
+            return False
+        return True
+
+    async def _take(self) -> bool:
+        state = self.index.state()
+        if state.owner and not self._registration.is_dead(state.owner):
+            return False
+        try:
+            found = await self.index.take(self._registration.id)
+        except LeaseLost:
+            return False
+        # Whoever had the index did not let go of it: the next mutation may be what ended it.
+        self._careful = bool(found.owner)
+        log.info("lease.taken", index=self.index.spec.id, epoch=self.index.epoch, from_worker=found.owner)
+        await self.index.remove_orphans()
+        return True
+
+    async def _apply_all(self) -> None:
+        while not self._stopping and not self._tail_is_over():
+            try:
+                applied = await apply_next(self.index, self._settings, alone=self._careful)
+            except POISON as error:
+                log.exception("mutation.failed", index=self.index.spec.id, error=str(error))
+                self._careful = True
+                continue
+            if not applied:
+                return
+            self._careful = False
+            self._wrote_at = time.monotonic()
+            self._published()
+
+    def _tail_is_over(self) -> bool:
+        return tail_is_over(self.index.tail(self.index.state().sealed_through)[0], self._settings)
+
+    async def _plan_build(self) -> None:
+        if self.is_busy or time.monotonic() < self._build_not_before:
+            return
+        job = await self._due()
+        if job is not None:
+            self._build = asyncio.create_task(self._run(job), name="build")
+
+    async def _due(self) -> Job | None:
+        state = self.index.state()
+        tail_bytes, tail_mutations = self.index.tail(state.sealed_through)
+        tail = TailFacts(through=state.applied, bytes=tail_bytes, mutations=tail_mutations)
+        idle_ms = int((time.monotonic() - self._wrote_at) * 1000)
+        # A small index has no segments, and then nothing here needs its snapshot in memory.
+        segments = await self._segments() if self.index.segments() else []
+        return due(tail, segments, self.index.metadata_indexes(), idle_ms=idle_ms, settings=self._settings)
+
+    async def _segments(self) -> list[SegmentFacts]:
+        snapshot = await self.index.snapshot()
+        backfilled = self.index.backfilled()
+        facts = []
+        for live_part in snapshot.parts:
+            part = live_part.part
+            if isinstance(part, OpenSegment):
+                columns = {
+                    index.id
+                    for index in snapshot.metadata_indexes
+                    if (part.name, index.id) in backfilled or part.column(index) is not None
+                }
+                facts.append(
+                    SegmentFacts(
+                        name=part.name,
+                        rows=part.rows,
+                        dead=part.rows - live_part.live_count,
+                        columns=frozenset(columns),
+                    )
+                )
+        return facts
+
+    async def _run(self, job: Job) -> None:
+        """Build, publish, ring; a failure is told and tried again later."""
+        try:
+            async with self._builders:
+                if not self.index.epoch:
+                    return
+                started = time.monotonic()
+                answer = await run_builder(self._order(job))
+            await self._publish(job, answer)
+        except (BuildFailed, ManifestMoved, SegmentDamaged) as error:
+            log.error("build.failed", index=self.index.spec.id, job=type(job).__name__.lower(), reason=str(error))
+            self._build_not_before = time.monotonic() + self._build_retry_s
+            self._build_retry_s = min(2 * self._build_retry_s, BUILD_RETRY_MAX_S)
+        except LeaseLost:
+            self.index.epoch = 0
+        else:
+            self._build_retry_s = BUILD_RETRY_S
+            log.info(
+                "build.published",
+                index=self.index.spec.id,
+                job=type(job).__name__.lower(),
+                rows=answer.segment.rows if answer.segment else 0,
+                seconds=round(time.monotonic() - started, 3),
+            )
+            self._published()
+
+    def _order(self, job: Job) -> BuildJob:
+        through = Sequence(0)
+        inputs: tuple[str, ...] = ()
+        metadata_index: MetadataIndex | None = None
+        match job:
+            case Seal(through):
+                kind = "seal"
+            case Merge(inputs):
+                kind = "merge"
+            case Backfill(segment, index):
+                metadata_index = index
+                kind, inputs = "backfill", (segment,)
+        return BuildJob(
+            kind=kind,
+            index=self.index.spec.id,
+            folder=self.index.folder.path.absolute(),
+            # Names are never used twice, so a worker of an older epoch cannot write over one of ours.
+            name=segment_name(self.index.epoch, uuid.uuid4().hex),
+            config=self.index.spec.config,
+            through=through,
+            inputs=inputs,
+            metadata_index=metadata_index,
+            graph_rows_min=self._settings.graph_rows_min,
+            threads=self._settings.builder_threads,
+        )
+
+    async def _publish(self, job: Job, answer: BuildAnswer) -> None:
+        match job:
+            case Seal(through):
+                await self.index.publish(inputs=(), segment=answer.segment, sealed_through=through)
+                SEALS.inc()
+            case Merge(inputs):
+                await self.index.publish(inputs=inputs, segment=answer.segment, sealed_through=None)
+                MERGES.inc()
+            case Backfill(segment, metadata_index):
+                await self.index.publish_column(
+                    ColumnRow(segment, metadata_index.id, answer.column_file, answer.column_checksum)
+                )
+        self._collector.layout_moved()
+
+    async def close(self) -> None:
+        """Stop building and let go of the index."""
+        if self._build is not None:
+            self._build.cancel()
+            await asyncio.gather(self._build, return_exceptions=True)
+        await self.index.close()
