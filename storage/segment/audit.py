@@ -1,10 +1,10 @@
 """A segment knows its own recall: what a finished graph loses, and what a search of it must spend.
 
 Builds lose vectors without a word (45 of 20,000 were seen), and no expansion suits every set of vectors. So
-after a build the graph is asked for every vector by its own values: what it does not find goes on a side
-list that every search scans, and where that list grows too long the graph is built again in a stronger
-form, or not at all. Then the expansions that reach each recall are measured against the exact scan, with questions that are as hard as those
-of users.
+after a build the graph is asked for every vector by its own values: what it does not find goes on a side list
+that every search scans, and where that list grows too long the graph is built again in a stronger form, or not
+at all. Then the expansions that reach each recall are measured against the exact scan, with questions that are
+about as hard as those of users.
 """
 
 from __future__ import annotations

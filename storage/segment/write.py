@@ -43,12 +43,10 @@ from storage.segment.format import (
     SegmentInfo,
     pack_document,
 )
-from storage.segment.source import SegmentSource, merge_source
+from storage.segment.source import SegmentSource
 
 if TYPE_CHECKING:
     from storage.segment.read import OpenSegment
-
-__all__ = ["SegmentOptions", "SegmentSource", "merge_source", "write_column", "write_segment"]
 
 _TEXTS_BYTES = 4 * 1024 * 1024  # Texts are joined before they are written: a call per row is slow.
 
