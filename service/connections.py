@@ -36,7 +36,8 @@ class Connection(web.RequestHandler):
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             reason = (message or "").partition("\n")[0][:200]
             error = web.HTTPBadRequest(text=f"the request is not valid HTTP: {reason}")
-            log.info("connection.refused", reason=reason)
+            # Not the reason: it quotes what was sent, which may be a token.
+            log.info("connection.refused", kind=type(exc).__name__)
         else:
             log.error("connection.failed", exc_info=exc)
         response = dialect_of(request.path).refusal(request, error)

@@ -9,23 +9,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import structlog
 from aiohttp import web
 
 from service.app import create_app
 from service.connections import Runner
-from service.dialects.account.routes import ACCOUNT_ID
-from service.dialects.vectorize.configs import index_config
-from service.dialects.vectorize.models import ConfigBody
-from service.dialects.vectorize.names import check_index_name
-from storage.errors import IndexExists
-from storage.interfaces import Store
 from storage.open import open_store
-from storage.records import AccountId, Metric
 from storage.settings import Settings
-from storage.wanted import WantedIndex, wanted_indexes
 
 BACKLOG = 1024
 
@@ -37,28 +28,13 @@ async def run(
 ) -> None:
     """Serve on the sockets until `stop` is set. Calls `ready` once requests are answered.
 
-    Raises what opening the store does, and Refusal for an index to create that the limits do not allow.
+    Raises what opening the store does. Indexes to create at start are made by the supervisor, once for all processes.
     """
     store = await open_store(settings)
     try:
-        for wanted in wanted_indexes(settings.create_indexes):
-            await create_wanted(store, settings, wanted)
         await _serve(create_app(store, settings), settings, sockets, ready, stop)
     finally:
         await store.close()
-
-
-async def create_wanted(store: Store, settings: Settings, wanted: WantedIndex) -> None:
-    """Make an index unless there is one of its name, whatever its config."""
-    body = ConfigBody(
-        dimensions=wanted.dimensions or None,
-        metric=Metric(wanted.metric) if wanted.metric else None,
-        preset=wanted.preset,
-    )
-    check_index_name(wanted.name, settings.limits)
-    config = index_config(body, settings.limits)
-    with suppress(IndexExists):
-        await store.create_index(AccountId(ACCOUNT_ID), wanted.name, "", config, settings.limits)
 
 
 async def _serve(

@@ -63,7 +63,7 @@ class Service:
         url = self.url + (path if path.startswith("/") else f"{V2}/{path}")
         async with self.session.request(method, url, data=data, headers=headers, **rest) as response:
             text = await response.read()
-            document = orjson.loads(text) if response.content_type == "application/json" else None
+            document = orjson.loads(text) if text and response.content_type == "application/json" else None
             return Answer(response.status, response.headers, text, document)
 
     async def get(self, path: str, **rest: Any) -> Answer:

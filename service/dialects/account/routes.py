@@ -1,7 +1,7 @@
 """Just enough of users, tokens and accounts for wrangler to start.
 
 There is one user, whose token is active, and one account: wrangler asks for them when CLOUDFLARE_ACCOUNT_ID
-is not set, and `wrangler whoami` shows them. Any other account id in a path works as well.
+is not set, and `wrangler whoami` shows them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from service.bodies import leave_unread
 from service.dialects.vectorize.envelope import success
 from service.dialects.vectorize.routes import PREFIXES
 
-ACCOUNT_ID = "0" * 31 + "1"
+ACCOUNT_ID = "local"
+"""The account that `headrace up` and `dev` name to their users. Any other in a path works as well."""
 ACCOUNT = {"id": ACCOUNT_ID, "name": "Headrace", "type": "standard"}
 USER = {"id": "0" * 31 + "2", "email": "headrace@localhost", "username": "headrace"}
 TOKEN = {"id": "0" * 31 + "3", "status": "active"}

@@ -1,0 +1,139 @@
+"""Who gets in, and what is open to everybody."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from service.app import create_app
+from storage.settings import Settings
+from tests.service.conftest import V2, Service, limited, serving
+
+TOKEN = "geheim-€"
+
+
+@pytest.fixture
+async def locked(settings: Settings) -> AsyncIterator[Service]:
+    async with serving(replace(limited(settings, "cloudflare"), token="secret")) as service:
+        yield service
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer secret"},
+        {"Authorization": "bearer  secret "},
+        {"X-Auth-Email": "me@example.com", "X-Auth-Key": "secret"},
+    ],
+    ids=["bearer", "bearer, sloppily", "email and key"],
+)
+async def test_the_token_opens_in_both_ways_that_clients_send_it(locked: Service, headers: dict[str, str]):
+    assert (await locked.get(V2, headers=headers)).result == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Basic secret"},
+        {"Authorization": "Bearer sécret€"},
+        {"X-Auth-Key": "secret"},
+        {"X-Auth-Email": "me@example.com", "X-Auth-Key": "wrong"},
+    ],
+    ids=str,
+)
+async def test_anything_else_is_401_with_the_number_that_wrangler_knows(locked: Service, headers: dict[str, str]):
+    answer = await locked.get(V2, headers=headers)
+
+    assert (answer.status, answer.code, answer.message) == (401, 10000, "Authentication error")
+
+
+async def test_every_route_wants_the_token_except_the_three_that_a_load_balancer_asks(locked: Service):
+    router = create_app(locked.running.store, locked.running.settings).router
+    asked = set()
+    for route in router.routes():
+        path = route.resource.canonical
+        for name in ("account", "name", "mutation", "rest"):
+            path = path.replace(f"{{{name}}}", "x").replace(f"{{{name}:.+}}", "x")
+        method = "GET" if route.method == "*" else route.method
+        answer = await locked.ask(method, path)
+        asked.add((path, answer.status))
+
+    open_paths = {path for path, status in asked if status != 401}
+    assert open_paths == {"/livez", "/healthz", "/readyz"}
+    assert len(asked) > 40
+
+
+async def test_a_token_beyond_ascii_is_compared_without_falling_over(settings: Settings):
+    async with serving(replace(limited(settings, "cloudflare"), token=TOKEN)) as service:
+        right = await service.get(V2, headers={"Authorization": f"Bearer {TOKEN}"})
+        wrong = await service.get(V2, headers={"Authorization": "Bearer plain"})
+
+        assert (right.status, wrong.status) == (200, 401)
+
+
+async def test_accounts_do_not_see_each_other(service: Service):
+    await service.create()
+
+    other = V2.replace("/acc/", "/other/")
+    listed = await service.get(other)
+    got = await service.get(f"{other}/docs")
+    created = await service.post(other, {"name": "docs", "config": {"dimensions": 32, "metric": "cosine"}})
+
+    assert listed.result == []
+    assert (got.status, got.code) == (404, 3000)
+    assert created.status == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/healthz", "/readyz"])
+async def test_health_says_only_its_status_when_all_is_well(locked: Service, path: str):
+    answer = await locked.get(path)
+
+    assert (answer.status, answer.json) == (200, {"status": "ok"})
+
+
+async def test_a_worker_that_is_late_makes_the_service_unready_but_keeps_it_alive(settings: Settings):
+    late = replace(limited(settings, "cloudflare"), ready_lag_max_ms=1, token="secret")
+    async with serving(late) as service:
+        headers = {"Authorization": "Bearer secret"}
+        await service.post(V2, {"name": "docs", "config": {"dimensions": 32, "metric": "cosine"}}, headers=headers)
+        await service.running.stop_worker()
+        await service.post("docs/delete_by_ids?wait=true&timeout=0.05", {"ids": ["a"]}, headers=headers)
+
+        stranger, owner = await service.get("/readyz"), await service.get("/readyz", headers=headers)
+        alive = await service.get("/livez")
+
+        assert (stranger.status, stranger.json) == (503, {"status": "unready"})
+        assert "acc/docs" in owner.json["problems"][0]
+        assert alive.status == 200
+
+
+async def test_the_metrics_page_has_the_promised_names_with_bounded_labels(service: Service):
+    await service.create()
+    await service.post("docs/delete_by_ids?wait=true", {"ids": ["a"]})
+    await service.post("docs/query", {"vector": [1.0] * 32})
+    await service.get("/no/such/path")
+
+    page = (await service.get("/metrics")).text.decode()
+
+    for name in (
+        'headrace_http_request_duration_seconds_count{dialect="vectorize",route="/accounts/{account}/vectorize',
+        'v2/indexes/{name}/query",status="200"}',
+        'route="unmatched",status="404"',
+        'headrace_mutations_total{action="delete"}',
+        'headrace_mutation_queue_depth{index="acc/docs"} 0.0',
+        'headrace_mutation_lag_seconds{index="acc/docs"} 0.0',
+        "headrace_write_to_visible_seconds_bucket",
+        'headrace_query_seconds_count{stage="search"}',
+        'headrace_index_vectors{index="acc/docs"} 0.0',
+        'headrace_index_bytes{index="acc/docs",kind="log"}',
+        'headrace_segments{index="acc/docs"} 0.0',
+        "headrace_merges_total",
+        "headrace_seals_total",
+    ):
+        assert name in page, name
+    assert "/no/such/path" not in page
