@@ -246,6 +246,22 @@ def test_arrays_in_the_metadata_do_not_disturb_the_values():
     assert read.batch.metadata == (b'{"tags":["x","y"],"n":[[1]]}',)
 
 
+@pytest.mark.parametrize(
+    "metadata", [b'{"k":"\\u005b"}', b'{"k":"\\u005B["}', b'{"k":"["}', b'{"[":1}', b'{"k":["["]}'], ids=repr
+)
+@pytest.mark.parametrize("vector_id", [b"a", b"[", b"\\u005b"], ids=repr)
+def test_no_bracket_elsewhere_hides_a_nested_array(vector_id: bytes, metadata: bytes):
+    line = b'{"id":"%b","values":%b,"metadata":%b}'
+
+    flat = read_batch(line % (vector_id, b"[1,2]", metadata), "", RULES)
+    with pytest.raises(Refusal) as caught:
+        read_batch(line % (vector_id, b"[[1],2]", metadata), "", RULES)
+
+    assert flat.batch.values.tolist() == [[1, 2]]
+    assert orjson.loads(flat.batch.metadata[0]) == orjson.loads(metadata)
+    assert caught.value.code is Code.VECTOR_INVALID
+
+
 def test_a_body_of_newlines_reserves_no_memory_for_vectors():
     rules = BatchRules(action=Action.UPSERT, dimensions=1536, limits=RELAXED)
 
@@ -285,3 +301,15 @@ def test_the_quick_reader_reads_what_the_plain_reader_reads(vectors, escaped):
     assert read.batch.values.tolist() == [raw.values.astype(np.float32).tolist() for raw in plain]
     for kept, raw in zip(read.batch.metadata, plain, strict=True):
         assert (orjson.loads(kept) if kept else None) == (raw.metadata or None)
+
+
+@pytest.mark.parametrize("whole", [b"[%b]", b'{"vectors":[%b]}'], ids=["array", "object"])
+@pytest.mark.parametrize("case", [case for case, (line, _, _) in REFUSED.items() if line.startswith(b'{"')])
+def test_a_fault_in_a_whole_document_is_refused_as_in_a_line(case: str, whole: bytes):
+    line, code, words = REFUSED[case]
+
+    with pytest.raises(Refusal) as caught:
+        read_batch(whole % line, "application/json", RULES)
+
+    assert caught.value.code is code
+    assert words in caught.value.message

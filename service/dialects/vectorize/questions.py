@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.dialects.vectorize.errors import Code, Refusal
 from service.dialects.vectorize.models import QueryBody, ReturnMetadata, parse_json, unreadable, validate
 from service.dialects.vectorize.parameters import flag_parameter
-from service.dialects.vectorize.values import ValueInvalid, check_float32, float64_values, kind_of
+from service.dialects.vectorize.values import ValueInvalid, float64_values, kind_of, to_float32
 from storage.limits import Limits
 
 
@@ -53,13 +53,10 @@ def query_vector(values: NDArray[np.float64], dimensions: int) -> NDArray[np.flo
     """The numbers to compare with, as stored ones are. Raises Refusal."""
     if len(values) != dimensions:
         raise _invalid_vector(f"{dimensions} dimensions, and got {len(values)} dimensions")
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
     try:
-        check_float32(narrow)
+        return to_float32(values)
     except ValueInvalid as error:
         raise _invalid_vector(f"finite numbers, and got {error}") from error
-    return narrow
 
 
 def _split(body: bytes) -> tuple[NDArray[np.float64] | None, object]:

@@ -28,7 +28,7 @@ class ValueInvalid(Exception):
 
 def kind_of(value: object) -> str:
     """What a JSON value is, in words."""
-    return "null" if value is None else _KINDS[type(value)]
+    return "null" if value is None else _KINDS.get(type(value), "an array")
 
 
 def float64_values(values: list[object]) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
 """Vectors to insert or upsert: from the bytes of a body to one batch, all or nothing.
 
-Two readers give the same result. `_LineReader` has simdjson parse a line and never makes a Python
-object per number (three times the rate of any other parser we measured). What it cannot vouch for goes to
-`_read_element`, which is the definition: slower, and exact about what is wrong and where.
+Two readers give the same result. `_fields` takes what simdjson parsed and makes no Python object per number (three
+times the rate of any other parser we measured). What it cannot vouch for goes to `_read_element`, which is the
+definition: slower, and exact about what is wrong and where.
 """
 
 from __future__ import annotations
@@ -95,13 +95,18 @@ def _is_known(content_type: str, first_line: bytes) -> bool:
 
 def _elements(text: bytes) -> list[object] | None:
     """The vectors of a body that is one JSON document; None when it is not one after all."""
+    document: Any
     try:
-        document = _loads(text)
-    except ValueError:
-        return None
-    if isinstance(document, dict):
+        document = simdjson.Parser().parse(text)
+    except (ValueError, RuntimeError):
+        # simdjson refuses what only the plain reader can explain: large integers, NaN, halves of surrogate pairs.
+        try:
+            document = _loads_plainly(text)
+        except ValueError:
+            return None
+    if isinstance(document, dict | simdjson.Object):
         document = document.get("vectors")
-    return document if isinstance(document, list) else None
+    return list(document) if isinstance(document, list | simdjson.Array) else None
 
 
 def _collect(
@@ -157,27 +162,38 @@ class _LineReader:
         return _read_element(document)
 
     def _read_quickly(self, line: bytes) -> _Raw | None:
-        """The fields of a line that is as it should be; None for any other, and for what takes explaining.
-
-        No part of the parser outlives this call: it refuses its next line while one does.
-        """
+        """No part of the parser outlives this call: it refuses its next line while one does."""
         try:
-            document: Any = self._parser.parse(line)
-            keys = set(document.keys())
-            numbers = document["values"]
-            # A nested array would be flattened without a word; of a key given twice the first would be taken.
-            if len(keys) != len(document) or (line.count(b"[") != 1 and not _is_flat(numbers)):
-                return None
-            metadata = document["metadata"] if "metadata" in keys else None
-            return _Raw(
-                vector_id=document["id"],
-                namespace=document["namespace"] if "namespace" in keys else None,
-                metadata=orjson.loads(metadata.mini) if isinstance(metadata, simdjson.Object) else metadata,
-                values=np.frombuffer(numbers.as_buffer(of_type="d"), dtype=np.float64),
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
-            # What simdjson says of each of these differs by version; the plain reader finds out and explains.
+            document = self._parser.parse(line)
+        except (ValueError, RuntimeError):
             return None
+        # An escaped bracket would be counted in the metadata and not in the line.
+        return _fields(document, brackets=0 if b"\\u005" in line else line.count(b"["))
+
+
+def _fields(document: Any, *, brackets: int) -> _Raw | None:
+    """The fields of a vector that is as it should be; None for any other, and for what takes explaining.
+
+    `brackets` is how many arrays may begin in the document, or 0 when nobody counted.
+    """
+    try:
+        keys = set(document.keys())
+        numbers = document["values"]
+        metadata = document["metadata"].mini if "metadata" in keys and document["metadata"] is not None else b"null"
+        # A nested array would be flattened without a word; of a key given twice the first would be taken.
+        flat = brackets == 1 + metadata.count(b"[") or _is_flat(numbers)
+        if len(keys) != len(document) or not flat:
+            return None
+        raw = _Raw(
+            vector_id=document["id"],
+            namespace=document["namespace"] if "namespace" in keys else None,
+            metadata=orjson.loads(metadata),
+            values=np.frombuffer(numbers.as_buffer(of_type="d"), dtype=np.float64),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        # Which of these simdjson raises differs by version; the plain reader finds out what it was and explains.
+        return None
+    return raw if isinstance(raw.vector_id, str) and isinstance(raw.namespace, str | None) else None
 
 
 def _is_flat(numbers: simdjson.Array) -> bool:
@@ -185,7 +201,12 @@ def _is_flat(numbers: simdjson.Array) -> bool:
 
 
 def _read_element(document: object) -> _Raw:
-    """The fields of a document that plain Python has parsed: the definition of what is accepted."""
+    """The fields of a parsed document: plain Python's is the definition of what is accepted."""
+    if isinstance(document, simdjson.Object):
+        raw = _fields(document, brackets=0)
+        if raw is not None:
+            return raw
+        document = document.as_dict()
     if not isinstance(document, dict):
         raise _NotAnObject(f"expected an object, and got {kind_of(document)}")
     vector_id, values = document.get("id"), document.get("values")
@@ -226,22 +247,6 @@ def _check_narrowed(matrix: NDArray[np.float32], ids: Sequence[str]) -> None:
             check_float32(values)
         except ValueInvalid as error:
             raise _invalid_vector(vector_id, f"finite numbers, and got {error}") from error
-
-
-def _loads(text: bytes) -> object:
-    """One whole JSON document. Raises ValueError.
-
-    simdjson is twice as fast as the standard library here, and refuses what only that one can explain: large
-    integers, NaN, halves of surrogate pairs.
-    """
-    document: object
-    try:
-        document = simdjson.Parser().parse(text)
-    except (ValueError, RuntimeError):
-        document = _loads_plainly(text)
-    if isinstance(document, simdjson.Object):
-        return document.as_dict()
-    return document.as_list() if isinstance(document, simdjson.Array) else document
 
 
 def _loads_plainly(text: bytes) -> object:
