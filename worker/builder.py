@@ -31,7 +31,9 @@ def main() -> int:
 
 
 def _end_with_worker() -> None:
-    sys.stdin.buffer.read()
+    # The descriptor, not sys.stdin: an interpreter that ends while a thread holds that object's lock aborts.
+    while os.read(0, 1024):
+        pass
     os._exit(1)
 
 

@@ -87,10 +87,10 @@ class Database:
         """One transaction, committed and on disk when the block ends; rolled back when it raises."""
         async with self._lock:
             with translated(self.path):
-                # IMMEDIATE takes the lock now. A plain BEGIN would take it at the first write and fail there at once
-                # (SQLITE_BUSY_SNAPSHOT ignores the timeout), after the reads this block has already acted on.
-                await self._connection.execute_fetchall("BEGIN IMMEDIATE")
                 try:
+                    # IMMEDIATE takes the lock now. A plain BEGIN would take it at the first write and fail there at
+                    # once (SQLITE_BUSY_SNAPSHOT ignores the timeout), after the reads this block has acted on.
+                    await self._connection.execute_fetchall("BEGIN IMMEDIATE")
                     yield Transaction(self._connection)
                     await self._connection.execute_fetchall("COMMIT")
                 except BaseException:

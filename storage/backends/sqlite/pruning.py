@@ -74,7 +74,7 @@ async def _prune(transaction: Transaction, through: Sequence, older_than_ms: int
 async def _expire(transaction: Transaction, expired_ms: int) -> bool:
     """Rows go oldest first and only behind their bodies; the last row stays, as the anchor of the chain."""
     gone = await transaction.rows(
-        "DELETE FROM mutations WHERE sequence IN (SELECT sequence FROM mutations, head "
+        "DELETE FROM mutations WHERE sequence IN (SELECT mutations.sequence FROM mutations, head "
         "WHERE mutations.sequence <= head.pruned_through AND mutations.sequence < head.sequence "
         "AND mutations.created_ms < ? ORDER BY mutations.sequence LIMIT ?) RETURNING sequence",
         (expired_ms, SLICE_ROWS),
