@@ -20,10 +20,12 @@ CREATE TABLE progress (
     -- The sum of the hashes of all live rows, in any order, modulo 2^64.
     digest INTEGER NOT NULL,
     -- A list cursor from before this sequence is expired: rows it could show are gone.
-    list_horizon INTEGER NOT NULL
+    list_horizon INTEGER NOT NULL,
+    -- The layout at which parts and tombstones were last forgotten: who follows an older one must open it anew.
+    collected_layout INTEGER NOT NULL
 ) STRICT;
 
-INSERT INTO progress VALUES (1, 0, '', 0, 0, '', 0, zeroblob(32), 0, 0, 1, 0, 0, 0);
+INSERT INTO progress VALUES (1, 0, '', 0, 0, '', 0, zeroblob(32), 0, 0, 1, 0, 0, 0, 0);
 
 -- Every version of a vector that is live or that a list cursor may still see. Live rows have removed = 0.
 CREATE TABLE vectors (

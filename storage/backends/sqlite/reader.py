@@ -10,8 +10,8 @@ means that the manifest is old: it is read again, a bounded number of times.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence as Items
+from contextlib import closing
 
 import numpy as np
 import structlog
@@ -34,8 +34,6 @@ log = structlog.get_logger()
 OPEN_TRIES_MAX = 5
 INLINE_BYTES_MAX = 1024 * 1024
 """Catching up on more than this goes to a thread: reading and copying it would hold up every other request."""
-STALE_S = 30.0
-"""A snapshot not followed for this long is opened anew: what it would catch up on may be collected."""
 
 
 class _Outdated(Exception):
@@ -55,7 +53,6 @@ class IndexReader:
         self._seen_version = -1
         self._state = self._state_reader.state()
         self._opened: _Opened | None = None
-        self._followed_at = 0.0
 
     def progress(self) -> Progress:
         """How far the worker is now: microseconds."""
@@ -101,26 +98,30 @@ class IndexReader:
 
     async def _follow(self, state: State) -> _Opened:
         opened = self._opened
-        stale = time.monotonic() - self._followed_at > STALE_S
-        if opened is None or (stale and not opened.covers(state)):
+        if opened is None:
             opened = await asyncio.to_thread(self._open)
         elif opened.snapshot.applied < state.applied:
             opened = await self._catch_up(opened)
         self._opened = opened
-        self._followed_at = time.monotonic()
         if opened.snapshot.layout < state.layout and (self._relayout is None or self._relayout.done()):
             self._relayout = asyncio.create_task(self._swap_layout(), name="relayout")
         return opened
 
     async def _catch_up(self, opened: _Opened) -> _Opened:
         advance = self._state_reader.advance(opened.snapshot.applied)
+        if opened.snapshot.layout < advance.state.collected_layout:
+            # Nobody asked for so long that what there was to catch up on is collected in part.
+            return await asyncio.to_thread(self._open)
         try:
             if sum(part.bytes for part in advance.parts) <= INLINE_BYTES_MAX:
-                return opened.advanced(advance, self._bodies(advance.parts))
-            bodies = await asyncio.to_thread(self._bodies, advance.parts)
-            return await asyncio.to_thread(opened.advanced, advance, bodies)
+                return opened.advanced(advance, _bodies(self._log, advance.parts))
+            return await asyncio.to_thread(self._advanced, opened, advance)
         except _Outdated:
             return await asyncio.to_thread(self._open)
+
+    def _advanced(self, opened: _Opened, advance: Advance) -> _Opened:
+        with closing(LogReader(self._folder)) as log:
+            return opened.advanced(advance, _bodies(log, advance.parts))
 
     async def _swap_layout(self) -> None:
         """Open the newest layout beside the one that answers, then put it in its place."""
@@ -128,18 +129,14 @@ class IndexReader:
             ready = await asyncio.to_thread(self._open_segments_ahead)
             async with self._following:
                 self._opened = await asyncio.to_thread(self._open, ready)
-                self._followed_at = time.monotonic()
         except Exception:
             # The old layout goes on answering, and the next request that sees a newer one tries again.
             log.exception("layout.swap_failed", index=self.spec.id)
 
     def _open_segments_ahead(self) -> dict[str, OpenSegment]:
         """Verify and map new segments while the old layout answers: hashing takes time."""
-        reader = StateReader(Reader(self._folder.state))
-        try:
+        with closing(StateReader(Reader(self._folder.state))) as reader:
             manifest = reader.manifest()
-        finally:
-            reader.close()
         try:
             return self._segments(manifest, {})
         except _Outdated:
@@ -147,13 +144,15 @@ class IndexReader:
 
     def _open(self, ready: dict[str, OpenSegment] | None = None) -> _Opened:
         """Read the manifest and everything it names; again when something is already gone."""
-        for _ in range(OPEN_TRIES_MAX):
-            manifest = self._state_reader.manifest()
-            try:
-                segments = self._segments(manifest, ready or {})
-                return self._assemble(manifest, segments)
-            except _Outdated:
-                continue
+        # In a thread, so on connections of its own: a read on the event loop's would see the moment this one began.
+        with closing(StateReader(Reader(self._folder.state))) as reader, closing(LogReader(self._folder)) as log:
+            for _ in range(OPEN_TRIES_MAX):
+                manifest = reader.manifest()
+                try:
+                    segments = self._segments(manifest, ready or {})
+                    return self._assemble(manifest, segments, log)
+                except _Outdated:
+                    continue
         raise StateDamaged(
             f"index {self.spec.name!r}: {OPEN_TRIES_MAX} manifests in a row named files or log bodies that do not exist"
         )
@@ -179,13 +178,13 @@ class IndexReader:
             log.warning("segment.damaged", index=self.spec.id, segment=row.name, files=list(segment.damaged))
         return segment
 
-    def _assemble(self, manifest: Manifest, segments: dict[str, OpenSegment]) -> _Opened:
+    def _assemble(self, manifest: Manifest, segments: dict[str, OpenSegment], log: LogReader) -> _Opened:
         tail = Tail(self.spec.config.dimensions)
         old = self._opened.tail.after(manifest.state.sealed_through) if self._opened is not None else None
         wanted = manifest.parts
         if old is not None:
             tail, wanted = old, tuple(part for part in manifest.parts if part.sequence > old.last_sequence)
-        _extend(tail, wanted, self._bodies(wanted))
+        _extend(tail, wanted, _bodies(log, wanted))
         dead = np.array(manifest.tombstones, dtype=np.uint64)
         parts: list[Part] = [*segments.values(), tail.part()]
         snapshot = Snapshot(
@@ -201,12 +200,6 @@ class IndexReader:
                 f"{manifest.state.applied}, and its segments and tail have {snapshot.vectors}"
             )
         return _Opened(snapshot, segments, tail)
-
-    def _bodies(self, parts: Items[PartRow]) -> dict[int, bytes]:
-        bodies = self._log.bodies([part.sequence for part in parts])
-        if len(bodies) != len(parts):
-            raise _Outdated(f"{len(parts) - len(bodies)} log bodies are pruned")
-        return bodies
 
     async def close(self) -> None:
         """Let go of the databases; snapshots that are in use stay readable."""
@@ -247,6 +240,13 @@ class _Opened:
             metadata_indexes=advance.metadata_indexes,
         )
         return _Opened(snapshot, self.segments, self.tail)
+
+
+def _bodies(log: LogReader, parts: Items[PartRow]) -> dict[int, bytes]:
+    bodies = log.bodies([part.sequence for part in parts])
+    if len(bodies) != len(parts):
+        raise _Outdated(f"{len(parts) - len(bodies)} log bodies are pruned")
+    return bodies
 
 
 def _extend(tail: Tail, parts: Items[PartRow], bodies: dict[int, bytes]) -> None:

@@ -19,7 +19,7 @@ from storage.records import MetadataIndex, MetadataType, MutationId, MutationSta
 
 PROGRESS_SQL = (
     "SELECT epoch, owner, layout, applied, applied_id, applied_ms, applied_chain, applied_bytes, sealed_through, "
-    "next_label, vectors, digest, list_horizon FROM progress"
+    "next_label, vectors, digest, list_horizon, collected_layout FROM progress"
 )
 
 
@@ -48,6 +48,7 @@ class State:
     vectors: int
     digest: int
     list_horizon: Sequence
+    collected_layout: int
 
     @property
     def progress(self) -> Progress:
@@ -319,10 +320,19 @@ class StateWriter:
                 await transaction.rows("DELETE FROM vectors WHERE removed > 0 AND removed_ms < ?", (removed_before_ms,))
             await transaction.rows("DELETE FROM outcomes WHERE sequence <= ?", (outcomes_through,))
 
-    async def forget_sealed(self, epoch: int, *, through: Sequence, tombstones: Items[tuple[int, int]]) -> None:
-        """Drop parts that are sealed, and tombstones (sequence, label) of rows that are gone. Raises LeaseLost."""
+    async def forget_sealed(
+        self, epoch: int, *, layout: int, through: Sequence, tombstones: Items[tuple[int, int]]
+    ) -> None:
+        """Drop parts that are sealed, and tombstones (sequence, label) of rows that are gone, as of a layout.
+
+        Who follows an older layout could miss them, and finds out by `collected_layout`. Raises LeaseLost,
+        ManifestMoved.
+        """
         async with self.database.writing() as transaction:
-            await self._compare(transaction, epoch)
+            state = await self._compare(transaction, epoch)
+            if state.layout != layout:
+                raise ManifestMoved(f"layout is {state.layout}, not {layout}")
+            await transaction.rows("UPDATE progress SET collected_layout = layout")
             await transaction.rows("DELETE FROM parts WHERE sequence <= ?", (through,))
             await transaction.many("DELETE FROM tombstones WHERE sequence = ? AND label = ?", tombstones)
 
@@ -407,7 +417,7 @@ async def _write_outcomes(transaction: Transaction, effects: Effects, now_ms: in
 
 def state_of(row: Row) -> State:
     """The progress row as a value."""
-    if len(row) != 13:
-        raise StateDamaged(f"the progress row has {len(row)} columns, not 13")
+    if len(row) != 14:
+        raise StateDamaged(f"the progress row has {len(row)} columns, not 14")
     epoch, owner, layout, applied, applied_id, applied_ms, chain, *rest = row
     return State(epoch, owner, layout, applied, applied_id, applied_ms, bytes(chain), *rest)

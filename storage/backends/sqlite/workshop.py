@@ -254,7 +254,9 @@ class WorkIndex:
         for live_part in snapshot.parts:
             present |= np.isin(labels, live_part.part.labels)
         gone = [row for row, there in zip(rows, present.tolist(), strict=True) if not there]
-        await self._writer.forget_sealed(self.epoch, through=state.sealed_through, tombstones=gone)
+        await self._writer.forget_sealed(
+            self.epoch, layout=snapshot.layout, through=state.sealed_through, tombstones=gone
+        )
 
     async def remove_garbage(self, freed_before_ms: int) -> int:
         """Unlink segment folders that a publish replaced long enough ago; say how many."""
