@@ -53,7 +53,7 @@ def ids(answer: Any) -> list[str]:
     return [match.id for match in answer.matches]
 
 
-def refusal(caught: pytest.ExceptionInfo[APIStatusError]) -> tuple[int, int, str]:
+def refusal(caught: pytest.ExceptionInfo[APIStatusError]) -> tuple[int, int | None, str | None]:
     """Status, code and message, from where the SDK keeps them for its users."""
     [error] = caught.value.errors
     return caught.value.status_code, error.code, error.message
