@@ -31,6 +31,7 @@ USUAL_URL = "http://127.0.0.1:8787"
 FIRST_SCREEN = "Five minutes"
 EXTENSIONS = "What Headrace adds"
 CLIENTS = "Your own clients"
+EXAMPLE_OF_A_NAME = "test_a_delete_that_arrives_twice_counts_once"
 PATIENCE_S = 120.0
 """Not a speed limit: how long a test waits before it calls a thing that should happen stuck."""
 DIFFERS_EVERY_TIME = {"processedUpToDatetime", "processedUpToMutation"}
@@ -258,3 +259,18 @@ def anchors(text: str) -> set[str]:
     """The anchors that a page's headings get: lower case, spaces as hyphens, most punctuation gone."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_test_that_a_page_relies_on_exists(page: str) -> None:
+    relied_on = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8")))
+    written = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in (
+            path.stem,
+            *re.findall(r"^(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE),
+        )
+    }
+
+    assert relied_on - written - {EXAMPLE_OF_A_NAME} == set()
