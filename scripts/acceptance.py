@@ -32,8 +32,9 @@ from service.sample.words import sample_words
 ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "/client/v4/accounts/acceptance/vectorize/v2/indexes"
 BATCH = 1_000
-WAIT_S = 120.0
+WAIT_S = 600.0
 SAMPLE = 300
+FOUND_MAX = 20_000
 RECALL_MIN = 0.95
 """The default recall is 0.98 in the mean of a large sample; a small sample may fall a little short of it."""
 
@@ -94,7 +95,7 @@ class Api:
         return self._connection.getresponse().read().decode()
 
 
-def check(holds: bool, claim: str) -> None:  # noqa: FBT001 (reads as a sentence)
+def check(holds: bool, claim: str) -> None:
     """End the run when a promise does not hold."""
     if not holds:
         raise SystemExit(f"BROKEN: {claim}")
@@ -147,12 +148,14 @@ def load(api: Api, words: Words, *, seals: int) -> None:
         )
 
 
-def find_all(api: Api, words: Words) -> None:
-    """Every word is found by its own vector."""
-    for row, text in enumerate(words.texts):
+def find_all(api: Api, words: Words, rng: np.random.Generator) -> None:
+    """Every word is found by its own vector: all of them, or a sample where there are more than FOUND_MAX."""
+    rows = rng.permutation(len(words.texts))[:FOUND_MAX].tolist()
+    for row in rows:
+        text = words.texts[row]
         found = api.call("POST", "/words/query", {"vector": words.vectors[row].tolist(), "topK": 1})["matches"][0]  # type: ignore[index]
         check(found["id"] == text or found["score"] >= 0.999999, f"{text!r} is found by its own vector: {found}")
-    print(f"  findable: all {len(words.texts):,} by their own vectors")
+    print(f"  findable: {len(rows):,} of {len(words.texts):,} asked for, all by their own vectors")
 
 
 def compare(api: Api, words: Words, rng: np.random.Generator) -> None:
@@ -257,14 +260,14 @@ def settle(api: Api, *, seals: int, merges: int) -> None:
     while time.monotonic() < deadline:
         page = api.metrics()
         done = [
-            int(float(re.search(rf"^{name} (\S+)$", page, re.M)[1]))
+            int(float(re.search(rf"^{name} (\S+)$", page, re.MULTILINE)[1]))
             for name in ("headrace_seals_total", "headrace_merges_total")
         ]  # type: ignore[index]
         if done[0] >= seals and done[1] >= merges:
             print(f"  built: {done[0]} seals, {done[1]} merges")
             return
         time.sleep(0.5)
-    check(False, f"{seals} seals and {merges} merges happen within {WAIT_S} s")  # noqa: FBT003
+    check(False, f"{seals} seals and {merges} merges happen within {WAIT_S} s")
 
 
 def run(words: Words, environment: dict[str, str], *, seals: int, merges: int) -> None:
@@ -280,7 +283,7 @@ def run(words: Words, environment: dict[str, str], *, seals: int, merges: int) -
             load(api, words, seals=seals)
             measure_queries(api, words, rng)
             settle(api, seals=max(seals, int(words.vectors.nbytes > SEAL_BYTES)), merges=merges)
-            find_all(api, words)
+            find_all(api, words, rng)
             compare(api, words, rng)
             measure_queries(api, words, rng)
         with server(data, environment) as port:

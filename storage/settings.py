@@ -74,13 +74,13 @@ class Settings:
     apply_bytes_max: int = 64 * MIB
     """The bytes of log bodies one apply transaction takes."""
     seal_bytes: int = 8 * MIB
-    """The float32 bytes of the tail, dead rows included, at which it is sealed."""
+    """The bytes of the tail, as they lie in the log and dead rows included, at which it is sealed."""
     seal_mutations: int = 2_000
     """The mutations of the tail at which it is sealed."""
     seal_idle_ms: int = 5_000
     """An index without writes for this long seals a tail of over 1 MiB."""
     tail_bytes_max: int = 256 * MIB
-    """The float32 bytes of the tail at which applying waits for a seal."""
+    """The bytes of the tail at which applying waits for a seal."""
     graph_rows_min: int = 4_000
     """Segments with fewer rows have no graph: an exact scan is faster."""
     merge_ratio: int = 8

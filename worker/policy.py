@@ -30,12 +30,16 @@ class TailFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentFacts:
-    """One segment as it is. `columns` are the ids of the metadata indexes it has columns for."""
+    """One segment as it is. `columns` are the ids of the metadata indexes it has columns for.
+
+    `is_damaged` says that a derived file was not what was written: the segment answers without it, slower.
+    """
 
     name: str
     rows: int
     dead: int
     columns: frozenset[int]
+    is_damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def _seal_is_due(tail: TailFacts, idle_ms: int, settings: Settings) -> bool:
 
 def _merge(segments: Items[SegmentFacts], idle_ms: int, settings: Settings) -> Merge | None:
     for segment in segments:
-        if segment.dead > segment.rows * settings.dead_share_max:
+        if segment.is_damaged or segment.dead > segment.rows * settings.dead_share_max:
             return Merge((segment.name,))
     if len(segments) > 1 and idle_ms >= settings.merge_idle_ms:
         return Merge(tuple(segment.name for segment in segments))

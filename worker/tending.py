@@ -148,6 +148,7 @@ class Tending:
                         rows=part.rows,
                         dead=part.rows - live_part.live_count,
                         columns=frozenset(columns),
+                        is_damaged=bool(part.damaged),
                     )
                 )
         return facts

@@ -60,7 +60,7 @@ def migrate(path: Path, kind: str, root: Path = MIGRATIONS) -> int:
             connection.execute("PRAGMA journal_mode=WAL").fetchall()
             for pragma in PRAGMAS:
                 connection.execute(pragma).fetchall()
-            return sum(_take(connection, path, kind, step) for step in pending(connection, path, kind, root))
+            return sum(_take(connection, path, kind, step, root) for step in pending(connection, path, kind, root))
         finally:
             connection.close()
 
@@ -94,11 +94,11 @@ def is_current(path: Path, kind: str) -> bool:
             connection.close()
 
 
-def _take(connection: Connection, path: Path, kind: str, step: Migration) -> bool:
+def _take(connection: Connection, path: Path, kind: str, step: Migration, root: Path) -> bool:
     connection.execute("BEGIN IMMEDIATE")
     try:
         # Another process may have taken the step while this one waited for the lock.
-        if step not in pending(connection, path, kind):
+        if step not in pending(connection, path, kind, root):
             connection.execute("ROLLBACK")
             return False
         for statement in statements(step.sql):

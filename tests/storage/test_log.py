@@ -1,0 +1,177 @@
+"""The log: gapless over processes, idempotent, bounded, and loud about what it lost."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from dataclasses import replace
+
+import pytest
+
+from storage.backends.sqlite.driver import connect
+from storage.backends.sqlite.folder import DataFolder
+from storage.batch import pack_ids
+from storage.chain import NO_CHAIN, Head, write_witness
+from storage.errors import (
+    IdempotencyConflict,
+    LogDamaged,
+    MetadataIndexConflict,
+    MetadataIndexLimitReached,
+    MetadataIndexNotFound,
+    QueueFull,
+    StoreBusy,
+    VectorLimitReached,
+)
+from storage.limits import RELAXED
+from storage.open import open_store
+from storage.records import Action, Change, IndexConfig, MetadataIndex, MetadataType, Metric, MutationId, Sequence
+from tests.conftest import ACCOUNT, batch
+
+
+def deletion(*ids, key=""):
+    return Change(action=Action.DELETE, body=pack_ids(ids), rows=len(ids), idempotency_key=key)
+
+
+def on_metadata(action, property, type=MetadataType.STRING):
+    index = MetadataIndex(id=0, property=property, type=type)
+    return Change(action=action, body=pack_ids([]), rows=0, metadata_index=index)
+
+
+@pytest.fixture
+async def store(settings):
+    """A store without a worker: what is appended stays in the queue."""
+    store = await open_store(settings)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def spec(store):
+    return await store.create_index(ACCOUNT, "docs", "", IndexConfig(dimensions=4, metric=Metric.COSINE), RELAXED)
+
+
+async def test_several_processes_append_without_a_gap_and_in_the_order_of_their_ids(settings, store, spec):
+    others = [await open_store(settings) for _ in range(3)]
+
+    written = await asyncio.gather(
+        *(one.append(spec, deletion(str(number)), RELAXED) for number in range(40) for one in [store, *others])
+    )
+
+    in_order = sorted(written, key=lambda one: one.sequence)
+    assert [one.sequence for one in in_order] == list(range(1, 161))
+    assert [one.id for one in in_order] == sorted({one.id for one in written})
+    for one in others:
+        await one.close()
+
+
+async def test_the_same_key_gives_the_first_mutation_and_another_body_is_refused(store, spec):
+    first = await store.append(spec, deletion("a", key="k"), RELAXED)
+    again = await store.append(spec, deletion("a", key="k"), RELAXED)
+
+    assert (again.id, again.sequence, again.replayed) == (first.id, first.sequence, True)
+    assert await store.head(spec) == 1
+    with pytest.raises(IdempotencyConflict, match="another body"):
+        await store.append(spec, deletion("b", key="k"), RELAXED)
+
+
+async def test_the_same_key_at_the_same_moment_is_one_mutation(store, spec):
+    written = await asyncio.gather(*(store.append(spec, deletion("a", key="k"), RELAXED) for _ in range(10)))
+
+    assert {one.sequence for one in written} == {1}
+    assert sum(not one.replayed for one in written) == 1
+
+
+async def test_a_refusal_does_not_fail_those_who_share_its_commit(store, spec):
+    await store.append(spec, deletion("a", key="k"), RELAXED)
+    results = await asyncio.gather(
+        store.append(spec, deletion("b"), RELAXED),
+        store.append(spec, deletion("other", key="k"), RELAXED),
+        store.append(spec, deletion("c"), RELAXED),
+        return_exceptions=True,
+    )
+
+    assert [type(one) for one in results if isinstance(one, Exception)] == [IdempotencyConflict]
+    assert await store.head(spec) == 3
+
+
+async def test_the_queue_is_bounded_by_mutations_and_by_bytes(settings):
+    for bound in ({"queue_mutations_max": 2}, {"queue_bytes_max": 1}):
+        store = await open_store(replace(settings, data=settings.data / next(iter(bound)), **bound))
+        config = IndexConfig(dimensions=4, metric=Metric.COSINE)
+        spec = await store.create_index(ACCOUNT, "docs", "", config, RELAXED)
+        allowed = bound.get("queue_mutations_max", 1)
+        for number in range(allowed):
+            await store.append(spec, deletion(str(number)), RELAXED)
+
+        with pytest.raises(QueueFull, match="try again later"):
+            await store.append(spec, deletion("over"), RELAXED)
+        assert await store.head(spec) == allowed
+        await store.close()
+
+
+async def test_the_vector_limit_counts_what_is_there_and_what_is_to_come(running):
+    spec = await running.index()
+    limits = replace(RELAXED, vectors_per_index_max=3)
+    await running.applied(spec, await running.upsert(spec, batch(["a", "b"], [[1, 2, 3, 4]] * 2)))
+    change = Change(action=Action.UPSERT, body=b"unread", rows=2)
+
+    with pytest.raises(VectorLimitReached, match="limit of 3"):
+        await running.store.append(spec, change, limits)
+
+
+async def test_accepted_metadata_indexes_decide_duplicates_and_the_limit(store, spec):
+    create, drop = Action.CREATE_METADATA_INDEX, Action.DELETE_METADATA_INDEX
+    limits = replace(RELAXED, metadata_indexes_max=2)
+    for change in (on_metadata(create, "a"), on_metadata(create, "a"), on_metadata(create, "b")):
+        await store.append(spec, change, limits)
+
+    with pytest.raises(MetadataIndexConflict, match="of type string, not number"):
+        await store.append(spec, on_metadata(create, "a", MetadataType.NUMBER), limits)
+    with pytest.raises(MetadataIndexLimitReached, match="may have 2"):
+        await store.append(spec, on_metadata(create, "c"), limits)
+    with pytest.raises(MetadataIndexNotFound, match='"c"'):
+        await store.append(spec, on_metadata(drop, "c"), limits)
+    await store.append(spec, on_metadata(drop, "a"), limits)
+    await store.append(spec, on_metadata(create, "c"), limits)
+
+
+async def test_a_holder_that_was_stopped_does_not_hang_everyone(settings):
+    store = await open_store(replace(settings, lock_timeout_ms=50))
+    spec = await store.create_index(ACCOUNT, "docs", "", IndexConfig(dimensions=4, metric=Metric.COSINE), RELAXED)
+    held = os.open(DataFolder(settings.data).index(spec.id).log_lock, os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    with pytest.raises(StoreBusy, match="50 ms"):
+        await store.append(spec, deletion("a"), RELAXED)
+    os.close(held)
+
+    assert (await store.append(spec, deletion("a"), RELAXED)).sequence == 1
+    await store.close()
+
+
+async def test_a_log_that_ends_before_its_witness_refuses_writes(settings, store, spec):
+    await store.append(spec, deletion("a"), RELAXED)
+    await store.close()
+    folder = DataFolder(settings.data).index(spec.id)
+    descriptor = os.open(folder.witness, os.O_RDWR)
+    write_witness(descriptor, Head(Sequence(2), MutationId("m"), 1, NO_CHAIN, 0))
+    os.close(descriptor)
+
+    again = await open_store(settings)
+    with pytest.raises(LogDamaged, match="ends at mutation 1, but mutation 2 had been acknowledged"):
+        await again.append(spec, deletion("b"), RELAXED)
+    await again.close()
+
+
+async def test_a_log_whose_history_was_rewritten_refuses_writes(settings, store, spec):
+    await store.append(spec, deletion("a"), RELAXED)
+    await store.close()
+    connection = connect(DataFolder(settings.data).index(spec.id).log, isolation_level=None)
+    connection.execute("UPDATE mutations SET chain = zeroblob(32)")
+    connection.close()
+
+    again = await open_store(settings)
+    with pytest.raises(LogDamaged, match="not the one that was acknowledged"):
+        await again.append(spec, deletion("b"), RELAXED)
+    await again.close()
