@@ -43,7 +43,7 @@ class Doorbell:
         self._side = side
         self._heard = heard
         self._path = folder / f"{side}-{os.getpid()}-{secrets.token_hex(3)}.sock"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)  # Not inheritable, as all Python's are.
         self._socket.setblocking(False)
         self._unheard: set[IndexId] = set()
         self._retry: asyncio.TimerHandle | None = None

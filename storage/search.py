@@ -116,9 +116,7 @@ class Prepared:
         """What `run` is expected to cost, in bytes scanned."""
         dimensions = len(self.query.vector)
         return sum(
-            planning.work_bytes(
-                part.plan, rows=part.live_part.part.rows, matching=part.matching, dimensions=dimensions
-            )
+            planning.work_bytes(part.plan, rows=part.live_part.part.rows, matching=part.matching, dimensions=dimensions)
             for part in self.parts
         )
 
@@ -153,8 +151,7 @@ def prepare(snapshot: Snapshot, query: Query) -> Prepared:
         metric=snapshot.spec.config.metric,
         query=query,
         parts=tuple(
-            _prepare_part(live_part, mask, query)
-            for live_part, mask in zip(snapshot.parts, masks, strict=True)
+            _prepare_part(live_part, mask, query) for live_part, mask in zip(snapshot.parts, masks, strict=True)
         ),
     )
 
@@ -166,9 +163,7 @@ def run(prepared: Prepared) -> Found:
         candidates, explanation = _search_part(prepared.metric, part, prepared.query)
         rows.append(candidates)
         scores.append(
-            flat.scores_of(
-                prepared.metric, part.live_part.part.vectors, prepared.query.vector, rows=candidates
-            )
+            flat.scores_of(prepared.metric, part.live_part.part.vectors, prepared.query.vector, rows=candidates)
         )
         explanations.append(explanation)
     parts = [part.live_part.part for part in prepared.parts]
@@ -199,9 +194,7 @@ def _search_part(metric: Metric, prepared: PreparedPart, query: Query) -> tuple[
             break
         plan = planning.widen(plan, rows=part.rows, matching=prepared.matching, dimensions=len(query.vector))
     if plan.kind is PlanKind.EXACT:
-        rows = flat.candidates(
-            metric, part.vectors, part.norms, query.vector, mask=prepared.mask, count=query.wanted
-        )
+        rows = flat.candidates(metric, part.vectors, part.norms, query.vector, mask=prepared.mask, count=query.wanted)
     return rows, PartExplanation(
         name=part.name,
         rows=part.rows,

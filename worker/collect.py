@@ -8,9 +8,11 @@ is over. Everything else here is younger than its successor by the same grace pe
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import structlog
 
+from storage.backends.sqlite.state import ManifestMoved
 from storage.backends.sqlite.workshop import WorkIndex
 from storage.records import Sequence
 from storage.settings import Settings
@@ -42,6 +44,10 @@ class Collector:
 
     async def turn(self, *, is_idle: bool) -> None:
         """Collect what is due. Raises LeaseLost."""
+        with suppress(ManifestMoved):  # A build was published meanwhile: what it replaced has its own grace period.
+            await self._collect(is_idle=is_idle)
+
+    async def _collect(self, *, is_idle: bool) -> None:
         now = time.monotonic()
         if now - self._turned_at < PERIOD_MS / 1000:
             return
@@ -88,6 +94,7 @@ class Collector:
         except BuildFailed as error:
             # Without the proof the log keeps its bodies: they are the other copy.
             log.error("segment.unproved", index=self._index.spec.id, reason=str(error))
+            self.layout_moved()  # Not at once again: another grace period from now.
             return False
         self._verified.update(names)
         return True

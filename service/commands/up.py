@@ -123,7 +123,7 @@ async def create_indexes(url: str, token: str, wanted: Sequence[WantedIndex]) ->
 
 def _prepare(settings: Settings) -> Path:
     try:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         metrics = metrics_folder(settings.data)
         clear_stale_metrics(metrics)
     except RuntimeFolderInvalid as error:

@@ -10,6 +10,7 @@ means that the manifest is old: it is read again, a bounded number of times.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence as Items
 from contextlib import closing
 
@@ -22,7 +23,7 @@ from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.log import LogReader
 from storage.backends.sqlite.state import Advance, Manifest, PartRow, SegmentRow, State, StateReader
 from storage.batch import unpack_vectors
-from storage.errors import StateDamaged
+from storage.errors import StateDamaged, StoreBusy
 from storage.records import IndexSpec, Label, Progress
 from storage.segment.format import ColumnFile
 from storage.segment.read import OpenSegment, open_segment
@@ -34,6 +35,8 @@ log = structlog.get_logger()
 OPEN_TRIES_MAX = 5
 INLINE_BYTES_MAX = 1024 * 1024
 """Catching up on more than this goes to a thread: reading and copying it would hold up every other request."""
+SWAP_RETRY_S = 1.0
+"""How long after a layout could not be opened it is tried again."""
 
 
 class _Outdated(Exception):
@@ -53,6 +56,7 @@ class IndexReader:
         self._seen_version = -1
         self._state = self._state_reader.state()
         self._opened: _Opened | None = None
+        self._swap_not_before = 0.0
 
     def progress(self) -> Progress:
         """How far the worker is now: microseconds."""
@@ -94,7 +98,7 @@ class IndexReader:
                 return snapshot
             if self._relayout is not None:
                 await self._relayout
-        raise StateDamaged(f"index {self.spec.name!r}: its newest layout could not be opened")
+        raise StoreBusy(f"index {self.spec.name!r}: its newest layout could not be opened yet; try again in a second")
 
     async def _follow(self, state: State) -> _Opened:
         opened = self._opened
@@ -103,7 +107,8 @@ class IndexReader:
         elif opened.snapshot.applied < state.applied:
             opened = await self._catch_up(opened)
         self._opened = opened
-        if opened.snapshot.layout < state.layout and (self._relayout is None or self._relayout.done()):
+        is_swapping = self._relayout is not None and not self._relayout.done()
+        if opened.snapshot.layout < state.layout and not is_swapping and time.monotonic() >= self._swap_not_before:
             self._relayout = asyncio.create_task(self._swap_layout(), name="relayout")
         return opened
 
@@ -130,7 +135,8 @@ class IndexReader:
             async with self._following:
                 self._opened = await asyncio.to_thread(self._open, ready)
         except Exception:
-            # The old layout goes on answering, and the next request that sees a newer one tries again.
+            # The old layout goes on answering, and a request that sees a newer one later tries again.
+            self._swap_not_before = time.monotonic() + SWAP_RETRY_S
             log.exception("layout.swap_failed", index=self.spec.id)
 
     def _open_segments_ahead(self) -> dict[str, OpenSegment]:
@@ -179,6 +185,8 @@ class IndexReader:
         return segment
 
     def _assemble(self, manifest: Manifest, segments: dict[str, OpenSegment], log: LogReader) -> _Opened:
+        if manifest.state.sealed_through < log.head()[1]:
+            raise _Outdated("the log was pruned further than this manifest has sealed")
         tail = Tail(self.spec.config.dimensions)
         old = self._opened.tail.after(manifest.state.sealed_through) if self._opened is not None else None
         wanted = manifest.parts
