@@ -172,9 +172,7 @@ def test_no_matching_row_means_no_candidate(metric: Metric) -> None:
     assert rows.tolist() == []
 
 
-MAGNITUDES = st.sampled_from(
-    [0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1e-3, 1.0, 3.0, 1e10, 1e19, 1e30, 1e38, LARGEST]
-)
+MAGNITUDES = st.sampled_from([0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1e-3, 1.0, 3.0, 1e10, 1e19, 1e30, 1e38, LARGEST])
 
 
 @st.composite

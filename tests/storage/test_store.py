@@ -10,10 +10,10 @@ import pytest
 from storage.errors import IndexDeleted, IndexExists, IndexNotFound
 from storage.filters import FilterRules
 from storage.interfaces import ListRequest
+from storage.limits import RELAXED
 from storage.records import Action, Counts, IndexConfig, Metric, MutationState
 from storage.search import Query, search
 from tests.conftest import ACCOUNT, batch
-from storage.limits import RELAXED
 
 RULES = FilterRules()
 
