@@ -18,6 +18,7 @@ from tests.storage.searching import (
     FILTERS,
     METRICS,
     NUMBERS,
+    SCALES,
     Row,
     answers,
     brute_force,
