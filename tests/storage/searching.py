@@ -13,7 +13,6 @@ import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from storage import plan as planning
 from storage.batch import Batch
 from storage.filters import And, Compare, Comparison, Filter, FilterRules, Not, holds
 from storage.plan import PlanKind
@@ -185,13 +184,6 @@ FILTERS: list[Filter | None] = [
 
 def no_row(rows: list[Row]) -> ListedGraph:
     return ListedGraph([])
-
-
-@pytest.fixture
-def dear_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make graphs worth their while on the few rows of a test."""
-    monkeypatch.setattr(planning, "SCAN_BYTES_FREE", 0)
-    monkeypatch.setattr(planning, "EXPANSION_BYTES", 1)
 
 
 def explained(snapshot: Snapshot, query: Query) -> list[tuple[PlanKind, int, int]]:
