@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from storage.indexes import flat
-from storage.indexes.hnsw import Expansions, Form, Space, build_graph, view_graph
+from storage.indexes.hnsw import Expansions, Form, Space, Twins, build_graph, view_graph
 from storage.plan import PlanKind
 from storage.records import (
     Metric,
@@ -152,10 +152,12 @@ def real_graph(path: Path, metric: Metric, rows: list[Row]) -> Callable[[list[Ro
     vectors = np.array([row.values for row in rows], dtype=np.float32)
     space = Space.of(metric, vectors, flat.norms(vectors))
     labels = np.arange(1, len(rows) + 1, dtype=np.uint64)
-    build_graph(path, space, labels, vectors, form=Form(), threads=1)
+    twins = Twins.among(space, vectors)
+    build_graph(path, space, labels, vectors, twins=twins, form=Form(), threads=1)
     measured = {count: {0.98: 64} for count in (10, 100)}
     side = np.empty(0, dtype=np.int64)
-    graph = view_graph(path, space, labels, form=Form(), side=side, expansions=Expansions(measured, floor=0))
+    expansions = Expansions(measured, floor=0)
+    graph = view_graph(path, space, labels, form=Form(), twins=twins, side=side, expansions=expansions)
     return lambda _: graph
 
 
