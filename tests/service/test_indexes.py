@@ -56,7 +56,11 @@ async def test_presets_stand_for_dimensions_and_metric_and_are_echoed(service: S
             40026,
             "config.dimensions: invalid type",
         ),
-        ({"name": "docs", "config": {"dimensions": 32, "metric": "dot_product"}}, 40026, "config.metric"),
+        (
+            {"name": "docs", "config": {"dimensions": 32, "metric": "dot_product"}},
+            40026,
+            "config.metric: unknown variant string 'dot_product', expected one of cosine, euclidean, dot-product",
+        ),
         ({"config": CONFIG}, 40026, "missing field `name`"),
         ({"name": 5, "config": CONFIG}, 40026, "name: invalid type: 5, expected a string"),
         ({"name": "docs", "config": 5}, 40026, "config: invalid type: 5, expected an object"),

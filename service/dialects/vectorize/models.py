@@ -165,6 +165,7 @@ def unreadable(reason: str) -> Refusal:
     return Refusal(Code.BODY_INVALID, f"Failed to parse the request body as JSON: {reason}")
 
 
+_VARIANTS: dict[str, str] = {kind.__name__: ", ".join(kind) for kind in (Metric, MetadataType, ReturnMetadata)}
 _EXPECTED: dict[str, str] = {
     "string_type": "a string",
     "bool_type": "a boolean",
@@ -184,9 +185,8 @@ def _reason(error: ErrorDetails) -> str:
         case "missing":
             *parents, field = path.split(".")
             return ": ".join([*(".".join(parents),) * bool(parents), f"missing field `{field}`"])
-        case "enum" | "is_instance_of":
-            known = error.get("ctx", {}).get("expected", "")
-            return f"{path}: unknown variant {_shown(found)}, expected one of {known}"
+        case "is_instance_of":
+            return f"{path}: unknown variant {_shown(found)}, expected one of {_VARIANTS[error['ctx']['class']]}"
         case kind:
             expected = _EXPECTED.get(kind)
             return (
