@@ -63,6 +63,15 @@ async def test_info_holds_its_answer_back_until_a_mutation_is_applied(docs: Serv
     assert patient.json["messages"] == []
 
 
+async def test_whoever_waited_for_a_mutation_never_hears_of_an_older_one(docs: Service):
+    """T-1 lets `/info` name any of a caller's own mutations; one that was waited for ends that."""
+    written = [(await docs.upsert([vector("a")])).result["mutationId"] for _ in range(3)]
+
+    named = [(await docs.get(f"docs/info?wait_for={written[-1]}")).result["processedUpToMutation"] for _ in range(3)]
+
+    assert named == [written[-1]] * 3
+
+
 async def test_a_mutation_tells_its_state_times_and_counts(docs: Service):
     await docs.upsert([vector("a"), vector("b")])
     written = await docs.write("docs/insert", [vector("b"), vector("c")])
@@ -312,7 +321,7 @@ async def test_a_query_can_be_paged_explained_and_timed_from_body_and_query_stri
         (
             {"vector": axis(0), "returnMetadata": "some"},
             Code.BODY_INVALID,
-            "returnMetadata: unknown variant string 'some'",
+            "returnMetadata: unknown variant string 'some', expected one of none, indexed, all",
         ),
         ({"vector": axis(0), "namespace": 5}, Code.BODY_INVALID, "namespace"),
         ({"vector": axis(0), "filter": {"k": {"$near": 1}}}, Code.FILTER_INVALID, "$near"),

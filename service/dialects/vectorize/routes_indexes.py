@@ -54,10 +54,11 @@ async def delete_index(request: web.Request) -> web.Response:
 async def info(request: web.Request) -> web.Response:
     """How far the index is: its head or, to a caller that wrote here, one of that caller's own mutations.
 
-    `wait_for` holds the answer back until that mutation is processed; `latest` always asks for the head.
+    `wait_for` holds the answer back until that mutation is processed; it and `latest` always ask for the head,
+    because whoever waited for a mutation must not hear of an older one.
     """
     spec = index_of(request)
-    latest = flag_parameter(request, "latest")
+    latest = flag_parameter(request, "latest") or bool(request.query.get("wait_for"))
     messages = await _wait_for(request, spec)
     own = None if latest else await _own_mutation(request, spec)
     # After the choice, so that the count is never older than the mutation that is named.
