@@ -116,7 +116,12 @@ REFUSED = {
         'invalid vector for id="a", expected 2 dimensions, and got 1 dimensions',
     ),
     "no values": (b'{"id":"a"}', Code.VECTOR_INVALID, "null"),
-    "no id": (b'{"values":[1,2]}', Code.BATCH_UNPARSABLE, "`id`"),
+    "no id": (
+        b'{"values":[1,2]}',
+        Code.BATCH_UNPARSABLE,
+        "line Some(0) was not expected format: expected a string in `id`",
+    ),
+    "neither id nor values": (b"{}", Code.BATCH_UNPARSABLE, "expected a string in `id`, and got null"),
     "an id that is a number": (b'{"id":7,"values":[1,2]}', Code.BATCH_UNPARSABLE, "a number"),
     "an empty id": (b'{"id":"","values":[1,2]}', Code.BODY_INVALID, "empty"),
     "half a surrogate pair in the id": (b'{"id":"\\ud800","values":[1,2]}', Code.BODY_INVALID, "surrogate"),

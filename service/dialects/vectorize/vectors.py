@@ -60,9 +60,9 @@ class _Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Raw:
-    """The fields of a vector, parsed and not yet held to any rule but that the values are numbers."""
+    """The fields of a vector, parsed and held to no rule yet but that the id is text and the values are numbers."""
 
-    vector_id: object
+    vector_id: str
     namespace: object
     metadata: object
     values: NDArray[np.float64]
@@ -70,6 +70,10 @@ class _Raw:
 
 class _NotAnObject(Exception):
     """A line or element is not a JSON object; the message says what is wrong with it."""
+
+
+class _Unnamed(Exception):
+    """An object has no id to be named by; the message says what is there instead."""
 
 
 def read_batch(body: bytes, content_type: str, rules: BatchRules) -> ReadBatch:
@@ -125,9 +129,11 @@ def _collect(
     for number, source in sources:
         try:
             row = _row(read(source), rules)
+        except _Unnamed as error:
+            raise _unparsable_line(rules.action, number, error) from error
         except _NotAnObject as error:
             if not rules.discard:
-                raise _unparsable(rules.action, f"line Some({number}) was not expected format: {error}") from error
+                raise _unparsable_line(rules.action, number, error) from error
             dropped += 1
             continue
         if len(ids) == rules.limits.upload_vectors_max:
@@ -151,7 +157,7 @@ class _LineReader:
         self._parser = simdjson.Parser()
 
     def __call__(self, line: bytes) -> _Raw:
-        """The fields of a line. Raises _NotAnObject, Refusal."""
+        """The fields of a line. Raises _NotAnObject, _Unnamed, Refusal."""
         raw = self._read_quickly(line)
         if raw is not None:
             return raw
@@ -182,10 +188,11 @@ def _fields(document: Any, *, brackets: int) -> _Raw | None:
         metadata = document["metadata"].mini if "metadata" in keys and document["metadata"] is not None else b"null"
         # A nested array would be flattened without a word; of a key given twice the first would be taken.
         flat = brackets == 1 + metadata.count(b"[") or _is_flat(numbers)
-        if len(keys) != len(document) or not flat:
+        vector_id = document["id"]
+        if len(keys) != len(document) or not flat or not isinstance(vector_id, str):
             return None
         raw = _Raw(
-            vector_id=document["id"],
+            vector_id=vector_id,
             namespace=document["namespace"] if "namespace" in keys else None,
             metadata=orjson.loads(metadata),
             values=np.frombuffer(numbers.as_buffer(of_type="d"), dtype=np.float64),
@@ -193,7 +200,7 @@ def _fields(document: Any, *, brackets: int) -> _Raw | None:
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         # Which of these simdjson raises differs by version; the plain reader finds out what it was and explains.
         return None
-    return raw if isinstance(raw.vector_id, str) and isinstance(raw.namespace, str | None) else None
+    return raw if isinstance(raw.namespace, str | None) else None
 
 
 def _is_flat(numbers: simdjson.Array) -> bool:
@@ -210,6 +217,8 @@ def _read_element(document: object) -> _Raw:
     if not isinstance(document, dict):
         raise _NotAnObject(f"expected an object, and got {kind_of(document)}")
     vector_id, values = document.get("id"), document.get("values")
+    if not isinstance(vector_id, str):
+        raise _Unnamed(f"expected a string in `id`, and got {kind_of(vector_id)}")
     if not isinstance(values, list):
         raise _invalid_vector(vector_id, f"an array of numbers in `values`, and got {kind_of(values)}")
     try:
@@ -226,8 +235,6 @@ def _read_element(document: object) -> _Raw:
 
 def _row(raw: _Raw, rules: BatchRules) -> _Row:
     """Hold the fields to the rules that depend on the index and the limits."""
-    if not isinstance(raw.vector_id, str):
-        raise _unparsable(rules.action, f"expected a string in `id`, and got {kind_of(raw.vector_id)}")
     check_id(raw.vector_id, rules.limits)
     if len(raw.values) != rules.dimensions:
         raise _invalid_vector(raw.vector_id, f"{rules.dimensions} dimensions, and got {len(raw.values)} dimensions")
@@ -256,8 +263,12 @@ def _loads_plainly(text: bytes) -> object:
         raise ValueError("it is nested too deep") from error
 
 
-def _invalid_vector(vector_id: object, expectation: str) -> Refusal:
-    return Refusal(Code.VECTOR_INVALID, f'invalid vector for id="{vector_id!s:.80}", expected {expectation}')
+def _invalid_vector(vector_id: str, expectation: str) -> Refusal:
+    return Refusal(Code.VECTOR_INVALID, f'invalid vector for id="{vector_id:.80}", expected {expectation}')
+
+
+def _unparsable_line(action: Action, number: int, error: Exception) -> Refusal:
+    return _unparsable(action, f"line Some({number}) was not expected format: {error}")
 
 
 def _unparsable(action: Action, reason: str) -> Refusal:
