@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from service.dialects import dialect_of
+from service.middleware import SERVER
 
 KEEPALIVE_S = 75
 """How long a connection may be idle, or take to send the head of a request."""
@@ -41,6 +42,7 @@ class Connection(web.RequestHandler):
         else:
             log.error("connection.failed", exc_info=exc)
         response = dialect_of(request.path).refusal(request, error)
+        response.headers["Server"] = SERVER
         response.force_close()
         return response
 

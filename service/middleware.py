@@ -16,6 +16,8 @@ from service.metrics import REQUEST_SECONDS
 from storage.errors import Damaged, StorageError, Unavailable
 
 REQUEST_ID_HEADER = "X-Request-Id"
+SERVER = "headrace"
+"""What answers call the server. aiohttp would name its own version and Python's."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _ROUTE_PREFIX = "/client/v4"
 
@@ -32,7 +34,7 @@ async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
         status = response.status
         response.headers[REQUEST_ID_HEADER] = request_id
-        response.headers["Server"] = "headrace"
+        response.headers["Server"] = SERVER
         return response
     finally:
         took = time.perf_counter() - started
