@@ -51,7 +51,10 @@ class BodyReader:
         self._taken = 0
 
     async def read(self) -> bytes:
-        """The whole body. Raises HTTPRequestEntityTooLarge, HTTPServiceUnavailable, HTTPRequestTimeout."""
+        """The whole body.
+
+        Raises HTTPRequestEntityTooLarge, HTTPServiceUnavailable, HTTPRequestTimeout, HTTPBadRequest.
+        """
         declared = self._request.content_length or 0
         if declared > self._bytes_max:
             raise self._too_large(declared)
@@ -85,6 +88,9 @@ class BodyReader:
             raise web.HTTPRequestTimeout(
                 text=f"no byte of the body arrived for {CHUNK_TIMEOUT_S} s; send the request again"
             ) from error
+        except ConnectionError as error:
+            # Nobody reads this answer; but who hangs up is no failure of ours, in the log or in the metrics.
+            raise web.HTTPBadRequest(text="the connection ended in the middle of the body") from error
 
     async def _ask_to_continue(self) -> None:
         # Here, not where aiohttp would do it: that is before the token was looked at.

@@ -9,6 +9,7 @@ from dataclasses import replace
 import orjson
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from service.bodies import BodyBudget
 from storage.settings import Settings
@@ -46,6 +47,7 @@ async def test_bytes_that_are_no_valid_http_are_refused_in_the_envelope_and_the_
     assert b" 400 " in head.partition(b"\r\n")[0]
     document = orjson.loads(body)
     assert (document["success"], document["errors"][0]["code"]) == (False, 49030)
+    assert b"Server: headrace\r\n" in head + b"\r\n"
     assert b"Traceback" not in body
 
 
@@ -123,6 +125,25 @@ async def test_bodies_beyond_what_the_process_may_hold_are_put_off(settings: Set
         assert (answer.status, answer.code) == (503, 49035)
         assert int(answer.headers["Retry-After"]) >= 1
         assert small.status == 200
+
+
+async def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_no_failure_of_the_service(service: Service):
+    await service.create()
+    host, port = service.url.removeprefix("http://").split(":")
+
+    with capture_logs() as logs:
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST {V2}/docs/upsert HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nabc".encode())
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        async with asyncio.timeout(30):
+            while not (ended := [entry for entry in logs if entry.get("route", "").endswith("/upsert")]):
+                # The service runs on this loop; asking it something else lets it get there.
+                await service.get("/livez")
+
+    assert [entry["status"] for entry in ended] == [400]
+    assert {entry["log_level"] for entry in logs} == {"info"}
 
 
 def test_a_budget_is_whole_again_after_everything_was_given_back():
