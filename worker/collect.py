@@ -1,14 +1,17 @@
 """Collecting: giving back what nobody can ask for any more.
 
-Nothing durable goes before its successor is proved. A log body goes when the segment that has its rows was re-read
-and verified, the state that names the segment lies in its file, and the grace period for readers of the older manifest
-is over. Everything else here is younger than its successor by the same grace period.
+Nothing durable goes before its successor is proved: the segments that have the rows were read again from disk and
+compared with their checksums, and the state that names them lies in its file. And nothing goes that a reader of an
+older manifest may still open: a layout has to be there for the grace period before what it replaced is taken away.
+Times are this worker's own clock, and begin anew with each worker.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -20,8 +23,21 @@ from worker.jobs import BuildFailed, BuildJob, run_builder
 
 log = structlog.get_logger()
 
-PERIOD_MS = 1_000
+PERIOD_S = 1.0
 """Collecting is never urgent."""
+SLICES_MAX = 4
+"""Slices of the log that one turn prunes: applying waits meanwhile."""
+PROVE_RETRY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A layout, what it freed, and when this worker saw it first."""
+
+    layout: int
+    sealed_through: Sequence
+    garbage: tuple[str, ...]
+    at: float
 
 
 class Collector:
@@ -30,54 +46,82 @@ class Collector:
     def __init__(self, index: WorkIndex, settings: Settings) -> None:
         self._index = index
         self._settings = settings
-        # What was published before this worker came may have been published just before.
-        self._layout_moved_at = time.monotonic()
-        self._layout_is_settled = False
-        self._verified: set[str] = set()
-        self._turned_at = 0.0
-        self._forgot_at = 0.0
+        self._grace_s = settings.grace_ms / 1000
+        self._seen: list[_Seen] = []
+        self._forgotten_layout = -1
+        self._is_pruning = False
+        self._is_resting = False
+        self._proved: set[str] = set()
+        self._proving: asyncio.Task[None] | None = None
+        self._prove_not_before = -math.inf
+        self._turned_at = -math.inf
+        self._forgot_at = -math.inf
 
-    def layout_moved(self) -> None:
-        """A publish replaced something: its readers have the grace period from now."""
-        self._layout_moved_at = time.monotonic()
-        self._layout_is_settled = False
-
-    async def turn(self, *, is_idle: bool) -> None:
+    async def turn(self) -> None:
         """Collect what is due. Raises LeaseLost."""
-        with suppress(ManifestMoved):  # A build was published meanwhile: what it replaced has its own grace period.
-            await self._collect(is_idle=is_idle)
-
-    async def _collect(self, *, is_idle: bool) -> None:
         now = time.monotonic()
-        if now - self._turned_at < PERIOD_MS / 1000:
+        if now - self._turned_at < PERIOD_S:
             return
         self._turned_at = now
-        grace_s = self._settings.grace_ms / 1000
-        if is_idle and not self._layout_is_settled and now - self._layout_moved_at > grace_s:
-            await self._settle()
-        if now - self._forgot_at > max(grace_s, 1):
+        settled = self._settled(now)
+        if settled is not None and self._is_proved(settled.sealed_through, now):
+            await self._give_back(settled)
+        if now - self._forgot_at > max(self._grace_s, PERIOD_S):
             self._forgot_at = now
             await self._forget()
 
-    async def _settle(self) -> None:
-        """Everybody reads the newest layout by now: what it replaced can go."""
-        now_ms = time.time_ns() // 1_000_000
-        await self._index.remove_garbage(now_ms - self._settings.grace_ms)
+    def _settled(self, now: float) -> _Seen | None:
+        """The newest layout that has been there for the grace period: nobody reads by an older one."""
+        # Before the state, so that nothing is in it that a later layout freed.
+        garbage = self._index.garbage()
         state = self._index.state()
-        if state.sealed_through and not await self._is_verified():
-            return
-        if state.sealed_through:
-            await self._index.forget_sealed(await self._index.snapshot())
-        if await self._prune(state.sealed_through, now_ms):
-            return
-        await self._index.rest()
-        self._layout_is_settled = True
+        if not self._seen or self._seen[-1].layout != state.layout:
+            self._seen.append(_Seen(state.layout, state.sealed_through, garbage, now))
+        old = [seen for seen in self._seen if now - seen.at > self._grace_s]
+        if not old:
+            return None
+        garbage = tuple(dict.fromkeys(name for seen in old for name in seen.garbage))
+        self._seen[: len(old)] = [replace(old[-1], garbage=garbage)]
+        return self._seen[0]
 
-    async def _is_verified(self) -> bool:
-        """Whether every segment was read from disk and is what was written; a build may still lie in memory only."""
-        names = tuple(row.name for row in self._index.segments() if row.name not in self._verified)
-        if not names:
-            return True
+    async def _give_back(self, settled: _Seen) -> None:
+        if settled.garbage and await self._index.remove_garbage(settled.garbage):
+            self._seen[0] = replace(settled, garbage=())
+            self._is_resting = True
+        if settled.layout != self._forgotten_layout and settled.sealed_through:
+            await self._forget_sealed(settled)
+        for _ in range(SLICES_MAX):
+            if not await self._prune(settled.sealed_through):
+                break
+        if self._is_resting and not self._is_pruning:
+            self._is_resting = await self._index.rest()
+
+    async def _forget_sealed(self, settled: _Seen) -> None:
+        """Only as of the newest layout: whoever still follows an older one has to open the index anew."""
+        if settled.layout != self._index.state().layout:
+            return
+        try:
+            await self._index.forget_sealed(await self._index.snapshot())
+        except ManifestMoved:
+            return  # A build was published meanwhile; its layout has its own turn.
+        self._forgotten_layout = settled.layout
+        self._is_resting = True
+
+    def _is_proved(self, through: Sequence, now: float) -> bool:
+        """Whether every segment with rows up to here was read from disk and is what was written.
+
+        What is not is read by a builder beside the turns: a large segment takes seconds, and applying must not wait.
+        """
+        if self._proving is not None and not self._proving.done():
+            return False
+        rows = self._index.segments()
+        self._proved &= {row.name for row in rows}
+        names = tuple(row.name for row in rows if row.first_sequence <= through and row.name not in self._proved)
+        if names and now >= self._prove_not_before:
+            self._proving = asyncio.create_task(self._prove(names), name="prove")
+        return not names
+
+    async def _prove(self, names: tuple[str, ...]) -> None:
         try:
             await run_builder(
                 BuildJob(
@@ -92,19 +136,24 @@ class Collector:
                 )
             )
         except BuildFailed as error:
-            # Without the proof the log keeps its bodies: they are the other copy.
+            # Without the proof the log keeps its bodies, and replaced segments stay: they are the other copy.
             log.error("segment.unproved", index=self._index.spec.id, reason=str(error))
-            self.layout_moved()  # Not at once again: another grace period from now.
-            return False
-        self._verified.update(names)
-        return True
+            self._prove_not_before = time.monotonic() + PROVE_RETRY_S
+        else:
+            self._proved.update(names)
 
-    async def _prune(self, sealed_through: Sequence, now_ms: int) -> bool:
-        return await self._index.prune(
-            through=sealed_through,
-            older_than_ms=now_ms - max(self._settings.log_retain_ms, self._settings.grace_ms),
-            expired_ms=now_ms - self._settings.mutation_retain_ms,
-        )
+    async def _prune(self, sealed_through: Sequence) -> bool:
+        """Take one slice from the log, where something in it is old enough; True when there may be more."""
+        now_ms = time.time_ns() // 1_000_000
+        older_than_ms = now_ms - self._settings.log_retain_ms
+        expired_ms = now_ms - self._settings.mutation_retain_ms
+        if self._is_pruning or self._index.has_to_prune(
+            through=sealed_through, older_than_ms=older_than_ms, expired_ms=expired_ms
+        ):
+            self._is_pruning = await self._index.prune(
+                through=sealed_through, older_than_ms=older_than_ms, expired_ms=expired_ms
+            )
+        return self._is_pruning
 
     async def _forget(self) -> None:
         now_ms = time.time_ns() // 1_000_000
@@ -112,3 +161,9 @@ class Collector:
             removed_before_ms=now_ms - self._settings.cursor_ttl_ms,
             outcomes_before_ms=now_ms - self._settings.mutation_retain_ms,
         )
+
+    async def close(self) -> None:
+        """Stop what runs beside the turns."""
+        if self._proving is not None:
+            self._proving.cancel()
+            await asyncio.gather(self._proving, return_exceptions=True)

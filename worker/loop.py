@@ -145,6 +145,8 @@ class Loop:
                 return  # Its holder has heard the same and takes it away.
         await self._let_go(id)
         self._workshop.discard(id)
+        # Other service processes may have its files open, and with them their space.
+        self._bell.ring(id)
         log.info("index.discarded", index=id)
 
     async def _let_go(self, id: IndexId) -> None:

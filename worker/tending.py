@@ -75,7 +75,7 @@ class Tending:
             if self._stopping:
                 return True
             await self._plan_build()
-            await self._collector.turn(is_idle=not self.is_busy)
+            await self._collector.turn()
         except LeaseLost:
             # Another worker took the index while this one was stopped; it goes on from where the state is.
             log.warning("lease.lost", index=self.index.spec.id)
@@ -217,11 +217,11 @@ class Tending:
                 await self.index.publish_column(
                     ColumnRow(segment, metadata_index.id, answer.column_file, answer.column_checksum)
                 )
-        self._collector.layout_moved()
 
     async def close(self) -> None:
         """Stop building and let go of the index."""
         if self._build is not None:
             self._build.cancel()
             await asyncio.gather(self._build, return_exceptions=True)
+        await self._collector.close()
         await self.index.close()

@@ -155,7 +155,7 @@ WRITES: dict[str, Callable[[WorkIndex, State], Awaitable[object]]] = {
     "count a try": lambda index, state: index.count_try(Sequence(9)),
     "forget versions": lambda index, state: index.forget(removed_before_ms=1 << 60, outcomes_before_ms=1 << 60),
     "forget what is sealed": lambda index, state: forget_sealed(index),
-    "forget garbage": lambda index, state: index.remove_garbage(1 << 60),
+    "forget garbage": lambda index, state: index.remove_garbage(["1-a"]),
     "release": lambda index, state: index.release(),
 }
 

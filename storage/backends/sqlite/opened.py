@@ -16,7 +16,7 @@ from storage.backends.sqlite.log import Log
 from storage.backends.sqlite.migrate import is_current, migrate
 from storage.backends.sqlite.reader import IndexReader
 from storage.chain import Head
-from storage.errors import Damaged
+from storage.errors import Damaged, IndexDeleted
 from storage.records import IndexId, IndexSpec
 
 
@@ -28,6 +28,7 @@ class OpenIndex:
         self.folder = folder
         self.reader = IndexReader(spec, folder)
         self.users = 0
+        self.is_dropped = False
         self._log: asyncio.Task[Log] | None = None
 
     async def log(self, lock_timeout_ms: int, check: Callable[[Head], None]) -> Log:
@@ -77,8 +78,9 @@ class OpenIndexes:
             for path, kind in ((folder.log, "log"), (folder.state, "state")):
                 if not is_current(path, kind):
                     migrate(path, kind)
+            # The one that is about to be used is not there to be trimmed, even if all others are in use.
+            self._trim(self._count_max - 1)
             index = self._open[spec.id] = OpenIndex(spec, folder)
-            self._trim()
         self._open.move_to_end(spec.id)
         return index
 
@@ -91,17 +93,34 @@ class OpenIndexes:
             yield index
         finally:
             index.users -= 1
+            if index.is_dropped and not index.users:
+                self._close_later(index)
 
     def drop(self, id: IndexId) -> None:
-        """Close an index that was deleted, once nobody uses it; a no-op for one that is not open."""
-        index = self._open.get(id)
-        if index is not None and index.users == 0:
-            del self._open[id]
+        """Close an index that was deleted, once nobody uses it: a file keeps its space while it is open.
+
+        A no-op for one that is not open.
+        """
+        index = self._open.pop(id, None)
+        if index is None:
+            return
+        index.is_dropped = True
+        if not index.users:
             self._close_later(index)
 
-    def _trim(self) -> None:
+    def drop_dead(self, id: IndexId) -> None:
+        """Close an index that is open and was deleted, by whichever process."""
+        index = self._open.get(id)
+        if index is None:
+            return
+        try:
+            self._catalogue.check_lives(index.spec)
+        except IndexDeleted:
+            self.drop(id)
+
+    def _trim(self, count_max: int) -> None:
         idle = [id for id, index in self._open.items() if index.users == 0]
-        for id in idle[: max(0, len(self._open) - self._count_max)]:
+        for id in idle[: max(0, len(self._open) - count_max)]:
             self._close_later(self._open.pop(id))
 
     def _close_later(self, index: OpenIndex) -> None:

@@ -28,7 +28,7 @@ class LogPruner:
     async def slice(self, *, through: Sequence, older_than_ms: int, expired_ms: int) -> bool:
         """Take away some bodies up to `through` that are older, and rows from before `expired_ms`.
 
-        True when a full slice was taken: there may be more.
+        True when there may be more to take, or there are free pages left to return.
         """
         if self._open is None:
             self._open = (
@@ -41,8 +41,9 @@ class LogPruner:
                 pruned = await _prune(transaction, through, older_than_ms)
                 expired = await _expire(transaction, expired_ms)
             await database.rows(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+            [(free,)] = await database.rows("PRAGMA freelist_count")
             await database.checkpoint()
-        return pruned or expired
+        return pruned or expired or bool(free)
 
     async def close(self) -> None:
         """Let go of the file."""

@@ -26,7 +26,7 @@ from storage.backends.sqlite.reader import IndexReader
 from storage.backends.sqlite.state import ColumnRow, SegmentRow, State, StateReader, StateWriter
 from storage.chain import read_witness
 from storage.errors import LogDamaged, StorageError
-from storage.files import fsync_folder
+from storage.files import TEMPORARY_PREFIX, fsync_folder
 from storage.records import IndexId, IndexSpec, MetadataIndex, Sequence
 from storage.segment.format import SegmentInfo
 from storage.settings import Settings
@@ -234,9 +234,18 @@ class WorkIndex:
             return False
         return await self._pruner.slice(through=through, older_than_ms=older_than_ms, expired_ms=expired_ms)
 
-    def pruned_through(self) -> Sequence:
-        """Bodies up to here are gone."""
-        return self._reader.log.head()[1]
+    def has_to_prune(self, *, through: Sequence, older_than_ms: int, expired_ms: int) -> bool:
+        """Whether `prune` would find something: two small reads, because what is oldest goes first."""
+        oldest_body = self._reader.log.rows(
+            "SELECT created_ms FROM bodies JOIN mutations USING (sequence) WHERE sequence <= ? "
+            "ORDER BY sequence LIMIT 1",
+            (through,),
+        )
+        oldest_row = self._reader.log.rows(
+            "SELECT mutations.created_ms FROM mutations, head WHERE mutations.sequence <= pruned_through "
+            "AND mutations.sequence < head.sequence ORDER BY mutations.sequence LIMIT 1"
+        )
+        return any(ms < older_than_ms for (ms,) in oldest_body) or any(ms < expired_ms for (ms,) in oldest_row)
 
     async def forget(self, *, removed_before_ms: int, outcomes_before_ms: int) -> None:
         """Drop what no cursor and no caller can ask for any more."""
@@ -258,14 +267,21 @@ class WorkIndex:
             self.epoch, layout=snapshot.layout, through=state.sealed_through, tombstones=gone
         )
 
-    async def remove_garbage(self, freed_before_ms: int) -> int:
-        """Unlink segment folders that a publish replaced long enough ago; say how many."""
-        rows = self._reader.state_reader.rows("SELECT name FROM garbage WHERE freed_ms < ?", (freed_before_ms,))
-        names = [name for (name,) in rows]
+    def garbage(self) -> tuple[str, ...]:
+        """The segment folders that publishes replaced and that are not unlinked yet."""
+        return tuple(name for (name,) in self._reader.state_reader.rows("SELECT name FROM garbage"))
+
+    async def remove_garbage(self, names: Items[str]) -> bool:
+        """Unlink segment folders that publishes replaced; False when it could not be done now. Raises LeaseLost.
+
+        State is made durable in its file first: one that fell back would name them again.
+        """
+        if not await self._writer.database.checkpoint():
+            return False
         for name in names:
             await asyncio.to_thread(shutil.rmtree, self.folder.segments / name, ignore_errors=True)
         await self._writer.forget_garbage(self.epoch, names)
-        return len(names)
+        return True
 
     async def remove_orphans(self) -> None:
         """Unlink what builds of older epochs left behind.
@@ -274,17 +290,20 @@ class WorkIndex:
         published, and no worker of an older epoch can publish it now.
         """
         names = [path.name for path in self.folder.segments.iterdir()]
-        reader = self._reader.state_reader
-        kept = {row.name for row in self.segments()} | {name for (name,) in reader.rows("SELECT name FROM garbage")}
+        kept = {row.name for row in self.segments()} | {*self.garbage()}
         for name in names:
-            if name not in kept and _epoch_of(name) < self.epoch:
+            epoch = _epoch_of(name)
+            # What is not named as builds name it is not ours to judge.
+            if name not in kept and epoch is not None and epoch < self.epoch:
                 await asyncio.to_thread(shutil.rmtree, self.folder.segments / name, ignore_errors=True)
 
-    async def rest(self) -> None:
-        """Leave an idle index small: free pages returned, the WAL empty."""
+    async def rest(self) -> bool:
+        """Leave the state small: free pages returned, the WAL empty. True when there are more to return."""
         await self._writer.vacuum(VACUUM_PAGES)
+        [(free,)] = self._reader.state_reader.rows("PRAGMA freelist_count")
         if self._writer.database.wal_bytes():
             await self._writer.database.checkpoint()
+        return bool(free)
 
     async def close(self) -> None:
         """Let go of the index, and of its lease where it is still held."""
@@ -304,9 +323,9 @@ def segment_name(epoch: int, unique: str) -> str:
     return f"{epoch}-{unique}"
 
 
-def _epoch_of(name: str) -> int:
-    digits = name.removeprefix(".tmp-").partition("-")[0]
-    return int(digits) if digits.isdecimal() else 0
+def _epoch_of(name: str) -> int | None:
+    digits = name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+    return int(digits) if digits.isdecimal() else None
 
 
 def _segment_row(info: SegmentInfo) -> SegmentRow:
