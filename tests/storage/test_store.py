@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from storage.errors import IndexDeleted, IndexExists, IndexNotFound
 from storage.filters import FilterRules
 from storage.interfaces import ListRequest
 from storage.limits import RELAXED
-from storage.records import Action, Counts, IndexConfig, Metric, MutationState
+from storage.records import Action, Counts, IndexConfig, Metric, MutationState, Sequence
 from storage.search import Query, search
-from tests.conftest import ACCOUNT, batch
+from tests.conftest import ACCOUNT, WAIT_S, batch, running_on
 
 RULES = FilterRules()
 
@@ -95,3 +96,16 @@ async def test_a_listing_shows_what_its_first_page_would_have_shown(running):
 
     assert [*first.ids, *second.ids, *third.ids] == names
     assert (first.total, third.total, third.next_cursor) == (10, 10, "")
+
+
+async def test_one_index_more_is_opened_while_all_that_may_be_open_are_in_use(settings):
+    async with running_on(replace(settings, open_indexes_max=1)) as running:
+        first, second = await running.index("first"), await running.index("second")
+        waiting = asyncio.create_task(running.store.wait_applied(first, Sequence(1), WAIT_S))
+        await asyncio.sleep(0)
+
+        await running.applied(second, await running.upsert(second, batch(["a"], [[1, 0, 0, 0]])))
+
+        assert not waiting.done()
+        await running.upsert(first, batch(["a"], [[1, 0, 0, 0]]))
+        assert await waiting
