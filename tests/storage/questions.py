@@ -92,7 +92,15 @@ def bulk(seed: int, count: int) -> Batch:
     coarse = random.integers(0, 2, size=(count, DIMENSIONS))
     fine = random.choice(NUMBERS, size=(count, DIMENSIONS))
     metadata = [
-        orjson.dumps({"text": f"alpha{number % 3}", "year": number, "flag": number % 2 == 0, "tags": ["1", number]})
+        orjson.dumps(
+            {
+                "text": f"alpha{number % 3}",
+                "year": number if number % 2 else str(number),
+                "flag": number % 2 == 0,
+                "tags": ["1", number],
+                "deep": {"x": [None, 1, "1", True, 1.5, "alpha"][number]},
+            }
+        )
         for number in random.integers(0, 6, size=count).tolist()
     ]
     return Batch(

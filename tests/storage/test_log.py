@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from storage.backends.sqlite.database import Database
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
+from storage.backends.sqlite.log import HEAD_SQL
 from storage.batch import pack_ids
 from storage.chain import NO_CHAIN, Head, write_witness
 from storage.errors import (
@@ -175,3 +177,20 @@ async def test_a_log_whose_history_was_rewritten_refuses_writes(settings, store,
     with pytest.raises(LogDamaged, match="not the one that was acknowledged"):
         await again.append(spec, deletion("b"), RELAXED)
     await again.close()
+
+
+async def test_an_append_elsewhere_while_the_log_is_opened_is_no_damage(settings, store, spec, monkeypatch):
+    other, rows, written = await open_store(settings), Database.rows, []
+
+    async def rows_and_then_an_append(self, sql, values=()):
+        found = await rows(self, sql, values)
+        if sql == HEAD_SQL and not written:
+            written.append(None)
+            written[0] = await other.append(spec, deletion("a"), RELAXED)
+        return found
+
+    monkeypatch.setattr(Database, "rows", rows_and_then_an_append)
+    appended = await store.append(spec, deletion("b"), RELAXED)
+
+    assert (written[0].sequence, appended.sequence) == (1, 2)
+    await other.close()

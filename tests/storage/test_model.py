@@ -42,7 +42,7 @@ from storage.backends.sqlite.log import LogReader
 from storage.backends.sqlite.state import State, StateReader
 from storage.batch import Batch, pack_ids, pack_json, pack_vectors
 from storage.errors import MetadataIndexConflict, MetadataIndexNotFound
-from storage.filters import Filter, FilterRules, to_json
+from storage.filters import Compare, Filter, FilterRules, to_json
 from storage.interfaces import ListPage, ListRequest, Store
 from storage.limits import RELAXED
 from storage.open import open_store
@@ -68,6 +68,7 @@ from tests.storage.questions import (
     RELAXED_RULES,
     batches,
     bulk,
+    comparisons,
     filters,
     ids,
     namespaces,
@@ -161,8 +162,14 @@ class IndexMachine(RuleBasedStateMachine):
         change = Change(action=Action.DELETE_BY_FILTER, body=pack_json(document), rows=0)
         self.append(change, lambda: self.model.delete(self.model.matching(namespace, tree, rules)))
 
-    @rule(property=properties, json_type=st.sampled_from(MetadataType))
-    def create_metadata_index(self, property: str, json_type: MetadataType) -> None:
+    @rule(
+        property=properties,
+        json_type=st.sampled_from(MetadataType),
+        trees=st.lists(comparisons(), min_size=3, max_size=5),
+        query=queries(),
+    )
+    def create_metadata_index(self, property: str, json_type: MetadataType, trees: list[Compare], query: Query) -> None:
+        """Ask at once, too, while old segments have no column yet."""
         change = metadata_change(Action.CREATE_METADATA_INDEX, property, json_type)
         if self.model.types.get(property, json_type) is not json_type:
             with pytest.raises(MetadataIndexConflict):
@@ -170,6 +177,9 @@ class IndexMachine(RuleBasedStateMachine):
             return
         self.model.types[property] = json_type
         self.append(change, Counts)
+        self.catch_up()
+        path = tuple(property.split("."))
+        self.ask([replace(query, filter=replace(tree, path=path)) for tree in trees], second=False)
 
     @rule(property=properties)
     def delete_metadata_index(self, property: str) -> None:
@@ -187,6 +197,9 @@ class IndexMachine(RuleBasedStateMachine):
     def query(self, asked: list[Query], second: bool, caught_up: bool) -> None:
         if caught_up:
             self.catch_up()
+        self.ask(asked, second=second)
+
+    def ask(self, asked: list[Query], *, second: bool) -> None:
         promised = self.store(not second).progress(self.spec).applied
         snapshot = self.run(self.store(second).snapshot(self.spec))
         assert snapshot.applied >= promised, "what one process has said, every process answers with"

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 import worker.lease
 import worker.loop
@@ -77,6 +78,26 @@ async def test_two_workers_apply_every_mutation_once(small):
 
         for spec in specs:
             await check_rounds(running, spec, ROUNDS)
+
+
+async def test_deleted_indexes_are_taken_away_by_whoever_comes_first(small):
+    with capture_logs() as events:
+        async with running_on(small) as running, other_worker(small) as other:
+            specs = [await running.index(f"docs{number}") for number in range(INDEXES)]
+            await write_rounds(running, specs, range(1))
+            for spec in specs:
+                await check_rounds(running, spec, 1)
+
+            for spec in specs:
+                await running.store.delete_index(spec)
+
+            data = DataFolder(small.data)
+            await until(lambda: not any(data.indexes.iterdir()) and not any(data.trash.iterdir()))
+    assert [event for event in (*events, *other.events) if is_wrong(event)] == []
+
+
+def is_wrong(event: dict) -> bool:
+    return event.get("level", event.get("log_level")) in {"error", "critical"}
 
 
 async def test_an_index_is_left_to_the_worker_that_has_it(alone):

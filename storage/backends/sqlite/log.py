@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from storage.backends.sqlite.database import WAL_BYTES_MAX, Database, Reader, Row, Transaction
 from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.locks import FileLock
-from storage.chain import Head, hash_body, link, next_mutation_id, read_witness, write_witness
+from storage.chain import Head, Witness, hash_body, link, next_mutation_id, read_witness, write_witness
 from storage.errors import (
     IdempotencyConflict,
     LogDamaged,
@@ -82,8 +82,10 @@ class Log:
         """
         database = await Database.open(folder.log)
         try:
+            # The witness first: another process may append at any moment, and writes its witness after the commit.
+            witness = read_witness(folder.witness)
             [row] = await database.rows(HEAD_SQL)
-            await check_witness(folder, database, _head(row))
+            await check_witness(folder, database, witness, _head(row))
             return cls(folder, database, lock_timeout_ms, check)
         except BaseException:
             await database.close()
@@ -319,9 +321,11 @@ class LogReader:
         self._reader.close()
 
 
-async def check_witness(folder: IndexFolder, database: Database, head: Head) -> None:
-    """Refuse a log that ends before its witness, or whose history is another than the witness saw."""
-    witness = read_witness(folder.witness)
+async def check_witness(folder: IndexFolder, database: Database, witness: Witness | None, head: Head) -> None:
+    """Refuse a log that ends before its witness, or whose history is another than the witness saw.
+
+    The witness must have been read before the head: in the other order, an append in between looks like a loss.
+    """
     if witness is None or witness.sequence == 0:
         return
     if head.sequence < witness.sequence:
