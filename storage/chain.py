@@ -51,6 +51,11 @@ def hash_body(body: bytes) -> bytes:
     return xxhash.xxh3_128_digest(body)
 
 
+def hash_request(action: Action, body_hash: bytes) -> bytes:
+    """What a second use of an idempotency key must equal: the body and what is to be done with it."""
+    return xxhash.xxh3_128_digest(action.encode() + body_hash)
+
+
 def link(
     previous: bytes,
     *,

@@ -7,6 +7,7 @@ here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -60,6 +61,17 @@ def clear_stale_metrics(folder: Path) -> None:
         pid = file.stem.rpartition("_")[2]
         if not pid.isdecimal() or not _alive(int(pid)):
             file.unlink(missing_ok=True)
+
+
+def leave(data: Path) -> None:
+    """Remove the runtime folder unless another process is still in it: a socket or a metrics file keeps it."""
+    folder = runtime_folder(data)
+    metrics = folder / "metrics"
+    if metrics.is_dir():
+        clear_stale_metrics(metrics)
+    for empty in (metrics, folder):
+        with contextlib.suppress(OSError):
+            empty.rmdir()
 
 
 def _alive(pid: int) -> bool:

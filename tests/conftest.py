@@ -16,6 +16,7 @@ from storage.interfaces import Store
 from storage.limits import RELAXED
 from storage.open import open_store
 from storage.records import AccountId, Action, Appended, Change, IndexConfig, IndexSpec, Metric
+from storage.runtime import leave
 from storage.settings import Settings
 from worker.loop import Loop
 
@@ -70,6 +71,7 @@ async def running_on(settings: Settings) -> AsyncIterator[Running]:
     finally:
         await running.stop_worker()
         await store.close()
+        leave(settings.data)
 
 
 def batch(ids, values, namespaces=None, metadata=None) -> Batch:

@@ -19,7 +19,7 @@ from service.commands.rest import DUPLICATE_NAME, Api, ApiRefused
 from service.commands.supervise import Supervisor
 from service.commands.welcome import ACCOUNT, welcome, worker_welcome
 from storage.logs import configure_logs
-from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, metrics_folder
+from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, leave, metrics_folder
 from storage.settings import Settings
 from storage.wanted import WantedIndex, wanted_indexes
 
@@ -91,6 +91,7 @@ async def run_until(
         await asyncio.wait([running, preparing])
         for listener in listeners:
             listener.close()
+        leave(settings.data)
 
 
 async def _announce(

@@ -98,9 +98,10 @@ async def test_everything_is_served_until_the_stop_and_nothing_after(tmp_path: P
 async def test_children_share_one_metrics_folder(tmp_path: Path) -> None:
     async with running(settings(tmp_path), crew(serves=False)):
         _, folder = (tmp_path / "worker.started").read_text().split()
+        assert Path(folder).name == "metrics"
+        assert Path(folder).is_dir()
 
-    assert Path(folder).name == "metrics"
-    assert Path(folder).is_dir()
+    assert not Path(folder).parent.exists()
 
 
 async def test_a_killed_service_comes_back_on_its_port(tmp_path: Path) -> None:
