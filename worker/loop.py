@@ -114,10 +114,10 @@ class Loop:
                 await self._let_go(id)
 
     async def _tend(self, id: IndexId) -> None:
-        if id in self._halted:
-            return
         if not self._workshop.lives(id):
             await self._discard(id)
+            return
+        if id in self._halted:
             return
         tending = self._tended.get(id)
         if tending is None:
@@ -140,7 +140,12 @@ class Loop:
             return
         tending = self._tended.get(id)
         if tending is None or not tending.index.epoch:
-            owner = self._workshop.owner(id)
+            try:
+                owner = self._workshop.owner(id)
+            except Damaged as error:
+                # Another worker may be taking it away, or it cannot be read: nobody needs it any more.
+                log.warning("index.unavailable", index=id, reason=str(error))
+                owner = ""
             if owner and not self._registration.is_dead(owner):
                 return  # Its holder has heard the same and takes it away.
         await self._let_go(id)
@@ -177,7 +182,7 @@ class Loop:
     async def _sweep_once(self) -> None:
         known = self._workshop.indexes()
         for number, (id, lives) in enumerate(known.items()):
-            if not lives or await asyncio.to_thread(self._is_behind, id):
+            if await asyncio.to_thread(self._is_behind if lives else self._workshop.has_folder, id):
                 self._heard(id)
             if number % 100 == 0:
                 await asyncio.sleep(0)

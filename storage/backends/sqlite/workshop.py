@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence as Items
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +96,14 @@ class Workshop:
         finally:
             reader.close()
 
+    def has_folder(self, id: IndexId) -> bool:
+        """Whether an index has files, dead or alive."""
+        return self.data.index(id).path.exists()
+
     def discard(self, id: IndexId) -> None:
         """Move the folder of a deleted index where nobody looks; readers that have it open are not disturbed."""
         folder = self.data.index(id).path
-        if folder.exists():
+        with suppress(FileNotFoundError):  # Another worker was quicker.
             os.utime(folder)
             folder.rename(self.data.trash / id)
             fsync_folder(self.data.indexes)
