@@ -13,7 +13,7 @@ from storage.backends.sqlite.database import Database
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.log import HEAD_SQL
-from storage.batch import pack_ids
+from storage.batch import pack_ids, pack_vectors
 from storage.chain import NO_CHAIN, Head, write_witness
 from storage.errors import (
     IdempotencyConflict,
@@ -73,8 +73,10 @@ async def test_the_same_key_gives_the_first_mutation_and_another_body_is_refused
 
     assert (again.id, again.sequence, again.replayed) == (first.id, first.sequence, True)
     assert await store.head(spec) == 1
-    with pytest.raises(IdempotencyConflict, match="another body"):
+    with pytest.raises(IdempotencyConflict, match="another request"):
         await store.append(spec, deletion("b", key="k"), RELAXED)
+    with pytest.raises(IdempotencyConflict, match="another request"):
+        await store.append(spec, replace(deletion("a", key="k"), action=Action.DELETE_BY_FILTER), RELAXED)
 
 
 async def test_the_same_key_at_the_same_moment_is_one_mutation(store, spec):
@@ -116,10 +118,13 @@ async def test_the_vector_limit_counts_what_is_there_and_what_is_to_come(running
     spec = await running.index()
     limits = replace(RELAXED, vectors_per_index_max=3)
     await running.applied(spec, await running.upsert(spec, batch(["a", "b"], [[1, 2, 3, 4]] * 2)))
-    change = Change(action=Action.UPSERT, body=b"unread", rows=2)
 
-    with pytest.raises(VectorLimitReached, match="limit of 3"):
-        await running.store.append(spec, change, limits)
+    def upsert(*ids):
+        return Change(action=Action.UPSERT, body=pack_vectors(batch(ids, [[1, 2, 3, 4]] * len(ids))), rows=len(ids))
+
+    with pytest.raises(VectorLimitReached, match="2 more would be over its limit of 3"):
+        await running.store.append(spec, upsert("c", "d"), limits)
+    await running.store.append(spec, upsert("a", "b", "c"), limits)
 
 
 async def test_accepted_metadata_indexes_decide_duplicates_and_the_limit(store, spec):

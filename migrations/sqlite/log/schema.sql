@@ -46,7 +46,8 @@ CREATE TABLE idempotency (
     sequence INTEGER NOT NULL,
     mutation_id TEXT NOT NULL,
     created_ms INTEGER NOT NULL,
-    body_hash BLOB NOT NULL
+    -- Of the action and the body: the key stands for one request.
+    request_hash BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX idempotency_by_age ON idempotency (created_ms);

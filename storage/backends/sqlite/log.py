@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from storage.backends.sqlite.database import WAL_BYTES_MAX, Database, Reader, Row, Transaction
 from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.locks import FileLock
-from storage.chain import Head, Witness, hash_body, link, next_mutation_id, read_witness, write_witness
+from storage.chain import Head, Witness, hash_body, hash_request, link, next_mutation_id, read_witness, write_witness
 from storage.errors import (
     IdempotencyConflict,
     LogDamaged,
@@ -175,7 +175,8 @@ class _Append:
 
     async def _one(self, pending: _Pending) -> Appended:
         change = pending.change
-        if change.idempotency_key and (earlier := await self._replayed(change, pending.body_hash)):
+        request_hash = hash_request(change.action, pending.body_hash)
+        if change.idempotency_key and (earlier := await self._replayed(change, request_hash)):
             return earlier
         metadata_index = await self._metadata_index(change, pending.limits)
         appended = self._place(change, pending.body_hash, metadata_index)
@@ -187,7 +188,7 @@ class _Append:
                     appended.sequence,
                     appended.id,
                     appended.created_ms,
-                    pending.body_hash,
+                    request_hash,
                 ),
             )
         return appended
@@ -223,16 +224,16 @@ class _Append:
         self._head = Head(sequence, id, created_ms, chain, through)
         return Appended(sequence=sequence, id=id, created_ms=created_ms)
 
-    async def _replayed(self, change: Change, body_hash: bytes) -> Appended | None:
+    async def _replayed(self, change: Change, request_hash: bytes) -> Appended | None:
         row = await self._transaction.row(
-            "SELECT sequence, mutation_id, created_ms, body_hash FROM idempotency WHERE key = ? AND created_ms > ?",
+            "SELECT sequence, mutation_id, created_ms, request_hash FROM idempotency WHERE key = ? AND created_ms > ?",
             (change.idempotency_key, self._now_ms - IDEMPOTENCY_MS),
         )
         if row is None:
             return None
-        if bytes(row[3]) != body_hash:
+        if bytes(row[3]) != request_hash:
             raise IdempotencyConflict(
-                f"Idempotency-Key {change.idempotency_key!r} was used with another body for mutation {row[1]}; "
+                f"Idempotency-Key {change.idempotency_key!r} was used for another request, mutation {row[1]}; "
                 "use a new key for a new request"
             )
         return Appended(sequence=Sequence(row[0]), id=MutationId(row[1]), created_ms=row[2], replayed=True)

@@ -20,6 +20,7 @@ from storage.backends.sqlite.migrate import is_current
 from storage.backends.sqlite.opened import OpenIndex, OpenIndexes
 from storage.backends.sqlite.statuses import MUTATION_SQL, status_of
 from storage.backends.sqlite.waiting import Waiters
+from storage.batch import unpack_ids
 from storage.chain import Head
 from storage.doorbell import Doorbell, Side
 from storage.errors import (
@@ -130,10 +131,16 @@ class SqliteStore:
             )
 
     def _check_vectors(self, index: OpenIndex, change: Change, limits: Limits) -> None:
-        vectors = index.reader.progress().vectors
-        if change.action in (Action.INSERT, Action.UPSERT) and vectors + change.rows > limits.vectors_per_index_max:
+        progress = index.reader.progress()
+        vectors = progress.vectors
+        is_adding = change.action in (Action.INSERT, Action.UPSERT)
+        if not is_adding or vectors + change.rows <= limits.vectors_per_index_max:
+            return
+        ids = set(unpack_ids(change.body))
+        added = len(ids) - len(index.reader.state_reader.labels(sorted(ids), progress.applied))
+        if vectors + added > limits.vectors_per_index_max:
             raise VectorLimitReached(
-                f'index "{index.spec.name}" has {vectors} vectors, {change.rows} more would be over its limit of '
+                f'index "{index.spec.name}" has {vectors} vectors, {added} more would be over its limit of '
                 f"{limits.vectors_per_index_max}; delete some that are not needed"
             )
 
