@@ -90,19 +90,7 @@ async def run_builder(job: BuildJob) -> BuildAnswer:
 
     The builder ends when its standard input does, so it never outlives a worker, however that died.
     """
-    root = str(Path(__file__).resolve().parents[1])
-    builder = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "worker.builder",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        # Settings, and the token among them, are none of the builder's business.
-        env={name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-        | {"PYTHONPATH": root},
-    )
+    builder = await _start_builder(job)
     try:
         assert builder.stdin is not None
         assert builder.stdout is not None
@@ -118,3 +106,23 @@ async def run_builder(job: BuildJob) -> BuildAnswer:
         said = errors.decode(errors="replace").strip().splitlines()
         raise BuildFailed(f"{job.kind} of index {job.index} ended with {builder.returncode}: {said[-1:] or 'silently'}")
     return BuildAnswer.from_text(answer)
+
+
+async def _start_builder(job: BuildJob) -> asyncio.subprocess.Process:
+    root = str(Path(__file__).resolve().parents[1])
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "worker.builder",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            # Settings, and the token among them, are none of the builder's business.
+            env={name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+            | {"PYTHONPATH": root},
+        )
+    except OSError as error:
+        # No memory, processes or descriptors left for it: later there may be.
+        raise BuildFailed(f"{job.kind} of index {job.index} could not be started: {error.strerror}") from error

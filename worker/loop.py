@@ -83,6 +83,11 @@ class Loop:
 
     def _heard(self, id: IndexId) -> None:
         """Give an index a turn as soon as there is room."""
+        if id in self._tended:
+            self._tended.move_to_end(id)
+        self._give_turn(id)
+
+    def _give_turn(self, id: IndexId) -> None:
         if self._stopping:
             return
         if id in self._running:
@@ -95,7 +100,7 @@ class Loop:
         del self._running[id]
         if id in self._rung and not self._stopping:
             self._rung.discard(id)
-            self._heard(id)
+            self._give_turn(id)
 
     async def _turn(self, id: IndexId) -> None:
         async with self._turns:
@@ -127,7 +132,6 @@ class Loop:
             tending = self._tended[id] = Tending(
                 index, self._settings, self._registration, self._builders, lambda: self._bell.ring(id)
             )
-        self._tended.move_to_end(id)
         if await tending.turn():
             self._applied[id] = tending.index.state().applied
         else:
@@ -212,10 +216,17 @@ class Loop:
         """Give open indexes their turn for what becomes due with time, and close those unused the longest."""
         while True:
             await asyncio.sleep(TICK_S)
+            await self._trim()
             for id in list(self._tended):
-                self._heard(id)
-            idle = [id for id, tending in self._tended.items() if id not in self._running and not tending.is_busy]
-            for id in idle[: max(0, len(self._tended) - self._settings.open_indexes_max)]:
+                self._give_turn(id)
+
+    async def _trim(self) -> None:
+        for id in list(self._tended):
+            if len(self._tended) <= self._settings.open_indexes_max:
+                return
+            # Asked for each anew: a ring may have come while the one before was let go.
+            tending = self._tended.get(id)
+            if tending is not None and id not in self._running and not tending.is_busy:
                 await self._let_go(id)
 
     async def _close(self) -> None:

@@ -15,7 +15,7 @@ import structlog
 
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, ManifestMoved
 from storage.backends.sqlite.workshop import WorkIndex, segment_name
-from storage.errors import SegmentDamaged
+from storage.errors import StorageError
 from storage.records import MetadataIndex, Sequence
 from storage.segment.read import OpenSegment
 from storage.settings import Settings
@@ -85,7 +85,9 @@ class Tending:
 
     async def _take(self) -> bool:
         state = self.index.state()
-        if state.owner and not self._registration.is_dead(state.owner):
+        owner = state.owner
+        # One of our own that could not be given back, or is being closed still, loses it to the raised epoch.
+        if owner and owner != self._registration.id and not self._registration.is_dead(owner):
             return False
         try:
             found = await self.index.take(self._registration.id)
@@ -162,7 +164,7 @@ class Tending:
                 started = time.monotonic()
                 answer = await run_builder(self._order(job))
             await self._publish(job, answer)
-        except (BuildFailed, ManifestMoved, SegmentDamaged) as error:
+        except (BuildFailed, ManifestMoved, StorageError) as error:
             log.error("build.failed", index=self.index.spec.id, job=type(job).__name__.lower(), reason=str(error))
             self._build_not_before = time.monotonic() + self._build_retry_s
             self._build_retry_s = min(2 * self._build_retry_s, BUILD_RETRY_MAX_S)

@@ -24,7 +24,7 @@ from storage.backends.sqlite.log import LoggedMutation, LogReader
 from storage.backends.sqlite.migrate import is_current, migrate
 from storage.backends.sqlite.pruning import LogPruner
 from storage.backends.sqlite.reader import IndexReader
-from storage.backends.sqlite.state import ColumnRow, SegmentRow, State, StateReader, StateWriter
+from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader, StateWriter
 from storage.chain import read_witness
 from storage.errors import LogDamaged, StorageError
 from storage.files import TEMPORARY_PREFIX, fsync_folder
@@ -315,8 +315,8 @@ class WorkIndex:
         try:
             if self.epoch:
                 await self.release()
-        except StorageError:
-            pass
+        except (StorageError, LeaseLost):
+            pass  # Whoever takes the index next raises the epoch, whether or not an owner is noted.
         finally:
             await self._writer.close()
             await self._pruner.close()
