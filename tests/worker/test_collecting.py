@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+import worker.collect
 from storage import plan as planning
 from storage.backends.sqlite.database import Reader, file_bytes
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.log import LogReader
 from storage.backends.sqlite.state import State, StateReader
-from storage.backends.sqlite.workshop import WorkIndex
 from storage.errors import CursorExpired, MutationNotFound
 from storage.filters import FilterRules
 from storage.interfaces import ListRequest
@@ -28,6 +28,7 @@ from storage.segment import format as layout
 from tests.conftest import Running, batch, running_on
 from tests.storage.model import Model
 from tests.worker.other_worker import until
+from worker.jobs import BuildAnswer, BuildJob, run_builder
 
 DIMENSIONS = 32
 ROWS = 200
@@ -136,9 +137,10 @@ def nearest(model: Model, query: Query) -> list[str]:
 def flip(path: Path) -> None:
     """Turn one bit of a file over."""
     path.chmod(0o600)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    with path.open("r+b") as file:  # In place: whoever has it mapped must not find it cut short.
+        [byte] = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte ^ 1]))
 
 
 async def test_what_is_sealed_is_given_back(running):
@@ -268,18 +270,16 @@ async def test_a_damaged_merge_leaves_what_it_was_made_from(running, monkeypatch
     await write(running, spec, model, 1)
     await until(look.is_settled)
     [sound] = look.segments()
-    publish = WorkIndex.publish
 
-    async def publish_damaged(index: WorkIndex, *, inputs, segment, sealed_through):
-        if segment is not None:
-            flip(look.folder.segments / segment.name / layout.VECTORS)
-        await publish(index, inputs=inputs, segment=segment, sealed_through=sealed_through)
+    async def damage_and_prove(job: BuildJob) -> BuildAnswer:
+        for name in job.inputs:
+            flip(look.folder.segments / name / layout.VECTORS)
+        return await run_builder(job)
 
-    monkeypatch.setattr(WorkIndex, "publish", publish_damaged)
+    monkeypatch.setattr(worker.collect, "run_builder", damage_and_prove)
     with capture_logs() as events:
         await running.upsert(spec, batch(["v1"], numbers(7, 1)))
-        refusals = {"layout.swap_failed", "segment.unproved", "index.halted"}
-        await until(lambda: sum(event["event"] in refusals for event in events) >= 3)
+        await until(lambda: any(event["event"] == "segment.unproved" for event in events))
 
     assert sound in look.folders()
     assert look.bodies() == 1
