@@ -144,7 +144,8 @@ def load(api: Api, words: Words, *, seals: int) -> None:
     count = len(words.texts)
     if not seals:
         print(
-            f"  load: {count / acknowledged:,.0f} vectors/s acknowledged, {count / searchable:,.0f} vectors/s searchable"
+            f"  load: {count / acknowledged:,.0f} vectors/s acknowledged, "
+            f"{count / searchable:,.0f} vectors/s searchable"
         )
 
 
