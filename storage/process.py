@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -32,6 +34,9 @@ EXIT_REFUSED = 78
 """The exit code of a child that will not start on this data (EX_CONFIG): starting it again would not help."""
 ORPHAN_GRACE_S = 5
 """How much longer than its drain an orphan lives before it ends whatever is still running."""
+
+OPEN_FILES_MAX = 65_536
+"""More than the open indexes of a process can need."""
 
 Main = Callable[[Settings, Callable[[], None], asyncio.Event], Awaitable[None]]
 """A child's work: call `ready` once it can be used, and return soon after `stop` is set."""
@@ -91,7 +96,20 @@ def run_child(main: Main) -> int:
         sys.stderr.write("this is a child of `headrace up`, `serve` or `work`; start one of those instead\n")
         return 2
     configure_logs(handed.settings, process=handed.name)
+    raise_open_files_limit()
     return asyncio.run(_live(handed, main))
+
+
+def raise_open_files_limit() -> None:
+    """Allow this process as many open files as it may allow itself.
+
+    What it is started with is often 1,024, for the sake of programs that use select(2); an index takes ten and more.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # Some systems have a lower limit of their own; then it stays as it is.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _live(handed: Inheritance, main: Main) -> int:
