@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from storage.backends.sqlite import listing, store
+from storage.batch import pack_ids
 from storage.errors import IndexDeleted, IndexExists, IndexNotFound
-from storage.filters import FilterRules
+from storage.filters import Compare, Comparison, FilterRules
 from storage.interfaces import ListRequest
 from storage.limits import RELAXED
-from storage.records import Action, Counts, IndexConfig, Metric, MutationState, Sequence
+from storage.masks import matching
+from storage.records import Action, Change, Counts, IndexConfig, Metric, MutationState, Sequence
 from storage.search import Query, search
 from tests.conftest import ACCOUNT, WAIT_S, batch, running_on
 
@@ -109,3 +113,34 @@ async def test_one_index_more_is_opened_while_all_that_may_be_open_are_in_use(se
         assert not waiting.done()
         await running.upsert(first, batch(["a"], [[1, 0, 0, 0]]))
         assert await waiting
+
+
+async def test_a_listing_that_looks_at_every_row_does_not_hold_up_the_loop(running, monkeypatch):
+    spec = await running.index()
+    await running.applied(spec, await running.upsert(spec, batch("abc", np.eye(3, 4), metadata=[b'{"n":1}', b"", b""])))
+    threads = []
+
+    def matching_here(*arguments):
+        threads.append(threading.current_thread())
+        return matching(*arguments)
+
+    monkeypatch.setattr(listing, "matching", matching_here)
+    tree = Compare(("n",), Comparison.EQ, 1)
+    page = await running.store.list_page(spec, ListRequest(count=10, rules=RULES, filter=tree))
+
+    assert page.ids == ("a",)
+    assert threading.main_thread() not in threads
+
+
+async def test_of_a_caller_with_many_mutations_the_newest_are_named(running, monkeypatch):
+    monkeypatch.setattr(store, "CALLER_MUTATIONS_MAX", 3)
+    spec = await running.index()
+    changes = [Change(action=Action.DELETE, body=pack_ids(["a"]), rows=1, caller=caller) for caller in [b"me"] * 5]
+    appended = [await running.store.append(spec, change, RELAXED) for change in changes]
+    await running.applied(spec, appended[-1])
+
+    mine = await running.store.caller_mutations(spec, b"me", 0)
+    since = await running.store.caller_mutations(spec, b"me", appended[-1].created_ms + 1)
+
+    assert [status.id for status in mine] == [one.id for one in appended[-3:]]
+    assert since == ()

@@ -1,17 +1,21 @@
 """Listing: pages of ids as of the first page, whatever happens meanwhile.
 
 Ids and `prefix` are as of the snapshot. `namespace`, `filter` and `include` are evaluated when the page is: a row that
-was deleted since carries only its id, and matches no filter.
+was deleted since carries only its id, and matches no filter. Finding out which rows match can take as long as there
+are rows, so it is done in a thread, on a connection of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from storage import cursors
 from storage.backends.sqlite.reader import IndexReader
+from storage.backends.sqlite.state import StateReader
 from storage.cursors import Cursor
 from storage.errors import StateDamaged
 from storage.filters import to_json
@@ -22,6 +26,8 @@ from storage.snapshot import Snapshot
 
 SCANNED_MAX = 50_000
 """Ids looked at for one page under a filter; a page that finds too few ends early, with a cursor."""
+CHUNK = 1_000
+"""Ids read at a time where not all of them will be on the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,15 @@ class Listing:
     async def page(self, reader: IndexReader, request: ListRequest, now_ms: int) -> ListPage:
         """One page. Raises CursorInvalid, CursorExpired."""
         snapshot = await reader.snapshot()
+        if request.prefix or request.namespace or request.filter is not None:
+            return await asyncio.to_thread(self._page_apart, reader, snapshot, request, now_ms)
+        return self._page(reader.state_reader, snapshot, request, now_ms)
+
+    def _page_apart(self, reader: IndexReader, snapshot: Snapshot, request: ListRequest, now_ms: int) -> ListPage:
+        with closing(reader.another_state_reader()) as state_reader:
+            return self._page(state_reader, snapshot, request, now_ms)
+
+    def _page(self, reader: StateReader, snapshot: Snapshot, request: ListRequest, now_ms: int) -> ListPage:
         walk = self._walk(reader, snapshot, request, now_ms)
         ids, more = _ids(reader, snapshot, request, walk)
         records: tuple[Record | None, ...] = ()
@@ -57,7 +72,7 @@ class Listing:
             expires_ms=walk.expires_ms,
         )
 
-    def _walk(self, reader: IndexReader, snapshot: Snapshot, request: ListRequest, now_ms: int) -> Cursor:
+    def _walk(self, reader: StateReader, snapshot: Snapshot, request: ListRequest, now_ms: int) -> Cursor:
         about = cursors.digest(
             request.prefix, request.namespace, None if request.filter is None else to_json(request.filter)
         )
@@ -65,13 +80,13 @@ class Listing:
             return cursors.unseal(
                 request.cursor,
                 self.secret,
-                index=reader.spec.id,
+                index=snapshot.spec.id,
                 about=about,
                 now_ms=now_ms,
                 horizon=reader.state().list_horizon,
             )
         return Cursor(
-            index=IndexId(reader.spec.id),
+            index=IndexId(snapshot.spec.id),
             at=snapshot.applied,
             last_id="",
             total=_total(reader, snapshot, request),
@@ -80,7 +95,7 @@ class Listing:
         )
 
 
-def _total(reader: IndexReader, snapshot: Snapshot, request: ListRequest) -> int:
+def _total(reader: StateReader, snapshot: Snapshot, request: ListRequest) -> int:
     if request.namespace or request.filter is not None:
         masks = matching(snapshot, request.namespace, request.filter, request.rules)
         if not request.prefix:
@@ -93,7 +108,7 @@ def _total(reader: IndexReader, snapshot: Snapshot, request: ListRequest) -> int
     if not request.prefix:
         return snapshot.vectors
     low, high = _range(request.prefix)
-    [(count,)] = reader.state_reader.rows(
+    [(count,)] = reader.rows(
         "SELECT count(*) FROM vectors WHERE id >= ? AND (? = '' OR id < ?) AND added <= ? "
         "AND (removed = 0 OR removed > ?)",
         (low, high, high, snapshot.applied, snapshot.applied),
@@ -101,29 +116,32 @@ def _total(reader: IndexReader, snapshot: Snapshot, request: ListRequest) -> int
     return int(count)
 
 
-def _ids(reader: IndexReader, snapshot: Snapshot, request: ListRequest, walk: Cursor) -> tuple[list[str], str]:
+def _ids(reader: StateReader, snapshot: Snapshot, request: ListRequest, walk: Cursor) -> tuple[list[str], str]:
     """The ids of a page, and the id to go on after ("" when nothing is left)."""
     wanted = _Wanted(snapshot, request)
     found: list[str] = []
     last_id, scanned = walk.last_id, 0
+    size = request.count if wanted.is_open else max(request.count, CHUNK)
     while True:
-        chunk = _chunk(reader, request.prefix, walk.at, last_id, request.count + 1)
-        for id in chunk[: request.count]:
+        # One more than is looked at tells whether there are any behind.
+        chunk = _chunk(reader, request.prefix, walk.at, last_id, size + 1)
+        let_through = wanted.among(reader, chunk[:size])
+        for id in chunk[:size]:
             if len(found) == request.count:
                 return found, last_id
             last_id = id
-            if wanted.is_open or wanted.has(reader, id):
+            if id in let_through:
                 found.append(id)
         scanned += len(chunk)
-        if len(chunk) <= request.count:
+        if len(chunk) <= size:
             return found, ""
         if len(found) == request.count or scanned >= SCANNED_MAX:
             return found, last_id
 
 
-def _chunk(reader: IndexReader, prefix: str, at: Sequence, after: str, count: int) -> list[str]:
+def _chunk(reader: StateReader, prefix: str, at: Sequence, after: str, count: int) -> list[str]:
     low, high = _range(prefix)
-    rows = reader.state_reader.rows(
+    rows = reader.rows(
         "SELECT id FROM vectors WHERE id > ? AND id >= ? AND (? = '' OR id < ?) AND added <= ? "
         "AND (removed = 0 OR removed > ?) ORDER BY id LIMIT ?",
         (after, low, high, high, at, at, count),
@@ -150,10 +168,13 @@ class _Wanted:
         self.is_open = not request.namespace and request.filter is None
         self._masks = () if self.is_open else matching(snapshot, request.namespace, request.filter, request.rules)
 
-    def has(self, reader: IndexReader, id: str) -> bool:
-        label = reader.state_reader.labels([id], self._snapshot.applied).get(id)
-        if label is None:
-            return False
+    def among(self, reader: StateReader, ids: list[str]) -> set[str]:
+        """Those of the ids that are let through."""
+        if self.is_open:
+            return set(ids)
+        return {id for id, label in reader.labels(ids, self._snapshot.applied).items() if self._has(label)}
+
+    def _has(self, label: int) -> bool:
         for live_part, mask in zip(self._snapshot.parts, self._masks, strict=True):
             labels = live_part.part.labels
             row = int(np.searchsorted(labels, np.uint64(label)))
@@ -162,15 +183,15 @@ class _Wanted:
         return False
 
 
-def find_records(reader: IndexReader, snapshot: Snapshot, ids: list[str]) -> list[Record | None]:
+def find_records(reader: StateReader, snapshot: Snapshot, ids: list[str]) -> list[Record | None]:
     """The vectors with these ids in a snapshot, one per id."""
-    labels = reader.state_reader.labels(ids, snapshot.applied)
+    labels = reader.labels(ids, snapshot.applied)
     records: list[Record | None] = []
     for id in ids:
         place = snapshot.find(labels[id]) if id in labels else None
         record = place[0].record(place[1]) if place is not None else None
         if id in labels and (record is None or record.id != id):
             found = "nothing" if record is None else f"vector {record.id!r}"
-            raise StateDamaged(f"index {reader.spec.name!r}: label {labels[id]} of vector {id!r} holds {found}")
+            raise StateDamaged(f"index {snapshot.spec.name!r}: label {labels[id]} of vector {id!r} holds {found}")
         records.append(record)
     return records

@@ -76,6 +76,10 @@ class IndexReader:
         """Point reads of committed state, from the event loop."""
         return self._state_reader
 
+    def another_state_reader(self) -> StateReader:
+        """One for a thread, which closes it."""
+        return StateReader(Reader(self._folder.state))
+
     @property
     def log(self) -> LogReader:
         """Point reads of the committed log, from the event loop."""

@@ -53,6 +53,7 @@ from storage.settings import Settings
 from storage.snapshot import Snapshot
 
 CURSOR_SECRET = "list-cursor"  # noqa: S105 (the name of a secret)
+CALLER_MUTATIONS_MAX = 500
 HEALTH_REMEMBERED_S = 2.0
 """A health check writes; how often it is asked must not become how often the disk is."""
 
@@ -209,14 +210,14 @@ class SqliteStore:
             return status_of(index.reader, rows)
 
     async def caller_mutations(self, spec: IndexSpec, caller: bytes, since_ms: int) -> tuple[MutationStatus, ...]:
-        """The applied mutations of one caller, oldest first."""
+        """The applied mutations of one caller, oldest first: the newest of them, where it wrote many."""
         async with self._indexes.using(spec) as index:
+            # Not by time: that would look at every row the caller has in the log.
             rows = index.reader.log.rows(
-                f"{MUTATION_SQL} WHERE caller = ? AND caller <> x'' AND created_ms >= ? AND sequence <= ? "
-                "ORDER BY sequence",
-                (caller, since_ms, index.reader.progress().applied),
+                f"{MUTATION_SQL} WHERE caller = ? AND caller <> x'' AND sequence <= ? ORDER BY sequence DESC LIMIT ?",
+                (caller, index.reader.progress().applied, CALLER_MUTATIONS_MAX),
             )
-            return status_of(index.reader, rows)
+            return status_of(index.reader, [row for row in rows[::-1] if row[3] >= since_ms])
 
     # Reading
 
@@ -232,7 +233,7 @@ class SqliteStore:
     async def records(self, spec: IndexSpec, ids: Items[str]) -> tuple[Record | None, ...]:
         """The live vectors with these ids."""
         async with self._indexes.using(spec) as index:
-            return tuple(find_records(index.reader, await index.reader.snapshot(), list(ids)))
+            return tuple(find_records(index.reader.state_reader, await index.reader.snapshot(), list(ids)))
 
     async def list_page(self, spec: IndexSpec, request: ListRequest) -> ListPage:
         """A page of ids."""
