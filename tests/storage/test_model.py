@@ -78,9 +78,11 @@ from tests.storage.questions import (
     rules_of_filters,
 )
 
+WAITS_MAX = 4
+"""How often one walk waits for the background: a builder takes half a second to start."""
 PROFILES = {
     "ci": hypothesis.settings(
-        max_examples=20, stateful_step_count=60, derandomize=True, database=None, phases=(Phase.generate,)
+        max_examples=15, stateful_step_count=60, derandomize=True, database=None, phases=(Phase.generate,)
     ),
     "long": hypothesis.settings(max_examples=200, stateful_step_count=80, database=None),
 }
@@ -124,15 +126,18 @@ class IndexMachine(RuleBasedStateMachine):
         self.runner = self.exits.enter_context(asyncio.Runner())
         self.settings = settings_of(self.folder)
         self.written: list[tuple[Appended, Counts]] = []
+        self.waits = 0
         self.running: Running | None = None
 
-    @initialize(metric=st.sampled_from(Metric))
-    def begin(self, metric: Metric) -> None:
+    @initialize(metric=st.sampled_from(Metric), seals=st.sampled_from([1, 2, 0]), seed=row_seeds)
+    def begin(self, metric: Metric, seals: int, seed: int) -> None:
         self.model = Model(metric)
         self.past = {0: copy_of(self.model)}
         self.run(self.open())
         config = IndexConfig(dimensions=DIMENSIONS, metric=metric)
         self.spec: IndexSpec = self.run(self.running.store.create_index(ACCOUNT, "docs", "", config, RELAXED))
+        for number in range(seals):
+            self.seal(seed + 100 * number)
 
     # Mutations
 
@@ -246,6 +251,7 @@ class IndexMachine(RuleBasedStateMachine):
     def restart(self, which: str) -> None:
         self.run(self.restarted(which))
 
+    @precondition(lambda self: self.waits < WAITS_MAX)
     @rule(seed=row_seeds)
     def seal(self, seed: int) -> None:
         """Write until a seal is due, and wait until it is published."""
@@ -254,19 +260,21 @@ class IndexMachine(RuleBasedStateMachine):
             self.put(Action.UPSERT, bulk(seed, 150))
             self.catch_up()
             seed += 1
-        self.until(lambda: self.state().sealed_through > before)
+        self.wait_until(lambda: self.state().sealed_through > before)
 
+    @precondition(lambda self: self.waits < WAITS_MAX)
     @rule()
     def merge(self) -> None:
         """Be idle until what there is is one segment."""
         self.catch_up()
-        self.until(lambda: self.segments() <= 1)
+        self.wait_until(lambda: self.segments() <= 1)
 
+    @precondition(lambda self: self.waits < WAITS_MAX)
     @rule()
     def collect(self) -> None:
         """Be idle until the log and the state have let go of what is sealed."""
         self.catch_up()
-        self.until(lambda: self.segments() <= 1 and self.is_collected())
+        self.wait_until(lambda: self.segments() <= 1 and self.is_collected())
 
     def teardown(self) -> None:
         try:
@@ -365,7 +373,9 @@ class IndexMachine(RuleBasedStateMachine):
             found = self.run(store.records(self.spec, everything))
             assert list(found) == [self.record(id) for id in everything]
 
-    def until(self, condition: Callable[[], bool]) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        self.waits += 1
+
         def happened() -> bool:
             self.check_events()
             return condition()
