@@ -161,9 +161,9 @@ class Tending:
             async with self._builders:
                 if not self.index.epoch:
                     return
-                started = time.monotonic()
+                started, epoch = time.monotonic(), self.index.epoch
                 answer = await run_builder(self._order(job))
-            await self._publish(job, answer)
+            await self._publish(job, answer, epoch)
         except (BuildFailed, ManifestMoved, StorageError) as error:
             log.error("build.failed", index=self.index.spec.id, job=type(job).__name__.lower(), reason=str(error))
             self._build_not_before = time.monotonic() + self._build_retry_s
@@ -207,7 +207,10 @@ class Tending:
             threads=self._settings.builder_threads,
         )
 
-    async def _publish(self, job: Job, answer: BuildAnswer) -> None:
+    async def _publish(self, job: Job, answer: BuildAnswer, epoch: int) -> None:
+        if self.index.epoch != epoch:
+            # The index was another worker's meanwhile, who may have sealed or merged the very same rows.
+            raise ManifestMoved(f"the build began under epoch {epoch}; the index is held under {self.index.epoch}")
         match job:
             case Seal(through):
                 await self.index.publish(inputs=(), segment=answer.segment, sealed_through=through)

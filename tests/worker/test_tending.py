@@ -1,0 +1,67 @@
+"""One index in the care of a worker, turned by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import worker.tending
+from storage.backends.sqlite.workshop import Workshop
+from storage.batch import pack_vectors
+from storage.limits import RELAXED
+from storage.open import open_store
+from storage.records import Action, Change, IndexConfig, Metric
+from tests.conftest import ACCOUNT, batch
+from worker.lease import Registration
+from worker.tending import Tending
+
+
+@pytest.fixture
+async def tending(settings):
+    """An index with ten vectors in its log whose tail is due to be sealed, and nobody else at work."""
+    settings = replace(settings, seal_mutations=1)
+    store = await open_store(settings)
+    spec = await store.create_index(ACCOUNT, "docs", "", IndexConfig(dimensions=4, metric=Metric.COSINE), RELAXED)
+    body = pack_vectors(batch([str(number) for number in range(10)], np.ones((10, 4))))
+    await store.append(spec, Change(action=Action.UPSERT, body=body, rows=10), RELAXED)
+    workshop = await Workshop.open(settings)
+    registration = await Registration.join(workshop.data)
+    index = await workshop.open_index(spec.id)
+    tending = Tending(index, settings, registration, asyncio.Semaphore(1), lambda: None)
+    yield tending
+    await tending.close()
+    await registration.leave()
+    await workshop.close()
+    await store.close()
+
+
+async def built(tending):
+    """Turn until a build was begun, and wait for its end."""
+    await tending.turn()
+    await tending._build
+
+
+async def test_a_tail_that_is_due_is_sealed(tending):
+    await built(tending)
+
+    assert [row.rows for row in tending.index.segments()] == [10]
+    assert tending.index.state().sealed_through == 1
+
+
+async def test_a_build_from_before_the_index_was_lost_is_not_published_after_it_was_taken_again(tending, monkeypatch):
+    build = worker.tending.run_builder
+
+    async def build_while_the_index_changes_hands(job):
+        answer = await build(job)
+        await tending.index.take("another worker, and then this one again")
+        return answer
+
+    monkeypatch.setattr(worker.tending, "run_builder", build_while_the_index_changes_hands)
+
+    await built(tending)
+
+    assert tending.index.segments() == ()
+    assert tending.index.state().sealed_through == 0
