@@ -191,7 +191,8 @@ class Loop:
             if number % 100 == 0:
                 await asyncio.sleep(0)
         self._visit([id for id, lives in known.items() if lives])
-        await asyncio.to_thread(self._workshop.sweep_folders, self._settings.grace_ms / 1000)
+        for folder in await asyncio.to_thread(self._workshop.sweep_folders, self._settings.grace_ms / 1000):
+            log.critical("folder.quarantined", folder=str(folder))
 
     def _is_behind(self, id: IndexId) -> bool:
         if id in self._halted:

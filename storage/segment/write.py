@@ -71,6 +71,7 @@ def write_segment(root: Path, name: str, source: SegmentSource, options: Segment
     with full_disk_told(temporary):
         # Names are unique, so what is there is what a crash left of this very call.
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()  # The folder of a deleted index is moved away, and must not come back.
         for folder in (temporary / layout.SLOT, temporary / layout.COLUMNS):
             folder.mkdir(parents=True)
     try:

@@ -16,6 +16,7 @@ from storage.limits import Limits
 from storage.records import DEFAULT_SLOT, AccountId, IndexConfig, IndexId, IndexSpec, Metric
 
 REMEMBERED_MAX = 10_000
+WAL_BYTES_MAX = 1024 * 1024
 SELECT = (
     "SELECT id, account, indexes.name, description, dimensions, metric, preset, created_us, modified_us, deleted_us "
     "FROM indexes JOIN slots ON slots.index_id = indexes.id AND slots.name = ''"
@@ -132,6 +133,7 @@ class Catalogue:
                 )
         except IntegrityError as error:
             raise IndexExists(f'Index name "{name}"') from error
+        await self._database.keep_wal_short(WAL_BYTES_MAX)
         return IndexSpec(
             id=id,
             account=account,
@@ -163,10 +165,7 @@ class Catalogue:
         """Commit something of no consequence. Raises StoreFull, StoreBusy."""
         async with self._database.writing() as transaction:
             await transaction.rows("INSERT OR REPLACE INTO secrets VALUES ('probe', randomblob(8))")
-
-    async def checkpoint(self) -> None:
-        """Empty the WAL."""
-        await self._database.checkpoint()
+        await self._database.keep_wal_short(WAL_BYTES_MAX)
 
     async def close(self) -> None:
         """Let go of the file."""

@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from storage.backends.sqlite.driver import (
     Connection,
     DatabaseError,
@@ -21,7 +23,9 @@ from storage.backends.sqlite.driver import (
     aiosqlite,
     connect,
 )
-from storage.errors import StateDamaged, StorageError, StoreBusy, StoreFull
+from storage.errors import StateDamaged, StorageError, StoreBusy, StoreFull, Unavailable
+
+log = structlog.get_logger()
 
 BUSY_TIMEOUT_MS = 5_000
 WAL_BYTES_MAX = 16 * 1024 * 1024
@@ -121,6 +125,19 @@ class Database:
             with translated(self.path):
                 [(busy, _, _)] = await self._connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         return not busy
+
+    async def keep_wal_short(self, bytes_max: int = WAL_BYTES_MAX) -> bool:
+        """Checkpoint where the WAL has grown beyond this; True when it was emptied.
+
+        Never fails for want of room or a lock: what was committed before is committed, and must be answered so.
+        """
+        if self.wal_bytes() <= bytes_max:
+            return False
+        try:
+            return await self.checkpoint()
+        except Unavailable as error:
+            log.warning("checkpoint.failed", database=self.path.name, reason=str(error))
+            return False
 
     def wal_bytes(self) -> int:
         """The size of the WAL now."""

@@ -2,7 +2,7 @@
 
 control.db  workers.db  workers/<worker>.lock
 indexes/<index>/{log.db, log.lock, HEAD, state.db, segments/<epoch>-<uuid>/}
-trash/<index>/
+trash/<index>/  quarantine/<index>-<uuid>/
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from storage.backends.sqlite.migrate import migrate
 from storage.files import fsync_folder
 from storage.records import IndexId
+
+DRAFT_PREFIX = ".new-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,11 @@ class DataFolder:
         """Folders of deleted indexes until nobody reads them."""
         return self.path / "trash"
 
+    @property
+    def quarantine(self) -> Path:
+        """Folders that nobody names and that may hold what nothing else does; for a person to look at."""
+        return self.path / "quarantine"
+
     def index(self, index: IndexId) -> IndexFolder:
         """The folder of one index, whether or not it exists."""
         return IndexFolder(self.indexes / index)
@@ -98,7 +105,7 @@ def create_index_folder(data: DataFolder, index: IndexId) -> None:
 
     A crash leaves a folder whose name begins with a dot; the worker removes it.
     """
-    draft = IndexFolder(data.indexes / f".new-{index}-{uuid.uuid4().hex[:8]}")
+    draft = IndexFolder(data.indexes / f"{DRAFT_PREFIX}{index}-{uuid.uuid4().hex[:8]}")
     try:
         draft.segments.mkdir(parents=True, mode=0o700)
         migrate(draft.log, "log")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from storage.backends.sqlite.database import WAL_BYTES_MAX, Database, Reader, Row, Transaction
+from storage.backends.sqlite.database import Database, Reader, Row, Transaction
 from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.locks import FileLock
 from storage.chain import Head, Witness, hash_body, hash_request, link, next_mutation_id, read_witness, write_witness
@@ -133,7 +133,7 @@ class Log:
                     (head.sequence, head.mutation_id, head.created_ms, head.chain, head.bytes_through),
                 )
             write_witness(self._witness, head)
-            if self._database.wal_bytes() > WAL_BYTES_MAX and await self._database.checkpoint():
+            if await self._database.keep_wal_short():
                 os.fsync(self._witness)
         return answers
 

@@ -85,9 +85,10 @@ def pending(connection: Connection, path: Path, kind: str, root: Path = MIGRATIO
 
 
 def is_current(path: Path, kind: str) -> bool:
-    """Whether a database has every step. Raises SchemaTooNew and SchemaChanged."""
+    """Whether a database has every step. Raises SchemaTooNew, SchemaChanged, and StateDamaged when there is none."""
     with translated(path):
-        connection = connect(path, isolation_level=None)
+        # One that is missing must not be made here: it would be empty, and taken for all there is.
+        connection = connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         try:
             return not pending(connection, path, kind)
         finally:

@@ -25,6 +25,7 @@ from storage.chain import Head
 from storage.doorbell import Doorbell, Side
 from storage.errors import (
     IndexDeleted,
+    LogDamaged,
     MutationNotFound,
     NamespaceLimitReached,
     QueueFull,
@@ -123,6 +124,11 @@ class SqliteStore:
         """Runs under the lock: the index may have been deleted, or its queue filled, since the request came in."""
         self._catalogue.check_lives(index.spec)
         state = index.reader.state()
+        if head.sequence < state.applied:
+            raise LogDamaged(
+                f'index "{index.spec.name}" has applied mutation {state.applied}, and its log ends at {head.sequence}: '
+                "a part of the log was lost; restore a backup"
+            )
         queued, queued_bytes = head.sequence - state.applied, head.bytes_through - state.applied_bytes
         if queued >= self._settings.queue_mutations_max or queued_bytes >= self._settings.queue_bytes_max:
             raise QueueFull(

@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Sequence as Items
 from contextlib import suppress
 from pathlib import Path
@@ -18,15 +19,15 @@ import numpy as np
 
 from storage.apply import Applied, Effects
 from storage.backends.sqlite.catalogue import Catalogue
-from storage.backends.sqlite.database import WAL_BYTES_MAX, Database, Reader
-from storage.backends.sqlite.folder import DataFolder, IndexFolder
+from storage.backends.sqlite.database import Database, Reader
+from storage.backends.sqlite.folder import DRAFT_PREFIX, DataFolder, IndexFolder
 from storage.backends.sqlite.log import LoggedMutation, LogReader
 from storage.backends.sqlite.migrate import is_current, migrate
 from storage.backends.sqlite.pruning import LogPruner
 from storage.backends.sqlite.reader import IndexReader
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader, StateWriter
 from storage.chain import read_witness
-from storage.errors import LogDamaged, StorageError
+from storage.errors import LogDamaged, StateDamaged, StorageError
 from storage.files import TEMPORARY_PREFIX, fsync_folder
 from storage.records import IndexId, IndexSpec, MetadataIndex, Sequence
 from storage.segment.format import SegmentInfo
@@ -108,15 +109,38 @@ class Workshop:
             folder.rename(self.data.trash / id)
             fsync_folder(self.data.indexes)
 
-    def sweep_folders(self, grace_s: float) -> None:
-        """Remove folders in the trash that nobody reads any more, and drafts and folders that nobody names."""
+    def sweep_folders(self, grace_s: float) -> list[Path]:
+        """Remove folders in the trash that nobody reads any more, and what is left of indexes that were never named.
+
+        A folder that nobody names and that has mutations is an index whose catalogue was lost: it is put aside, for
+        somebody to decide. Returns where those are now.
+        """
         known = self._catalogue.ids()
         for folder in self.data.trash.iterdir():
             if _age_s(folder) > grace_s:
                 shutil.rmtree(folder, ignore_errors=True)
+        aside = []
         for folder in self.data.indexes.iterdir():
             if folder.name not in known and _age_s(folder) > DRAFT_AGE_S:
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder.name.startswith(DRAFT_PREFIX) or self._is_empty(IndexId(folder.name)):
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    aside.append(self._put_aside(folder))
+        return aside
+
+    def _is_empty(self, id: IndexId) -> bool:
+        """Whether it is certain that nothing was ever written to an index."""
+        try:
+            return not any((*self.glance(id), self.witnessed(id)))
+        except StorageError:
+            return False
+
+    def _put_aside(self, folder: Path) -> Path:
+        self.data.quarantine.mkdir(exist_ok=True, mode=0o700)
+        aside = self.data.quarantine / f"{folder.name}-{uuid.uuid4().hex[:8]}"
+        folder.rename(aside)
+        fsync_folder(self.data.indexes)
+        return aside
 
     async def close(self) -> None:
         """Let go of the catalogue."""
@@ -155,9 +179,15 @@ class WorkIndex:
         return found
 
     def _check_second_witness(self, state: State) -> None:
-        """The state remembers the last mutation it applied: the log must still have it."""
+        """The state remembers the last mutation it applied, and the log what it gave up for the state's segments."""
         rows = self._reader.log.rows("SELECT chain FROM mutations WHERE sequence = ?", (state.applied,))
-        head = self.head()
+        newest, pruned_through = self._reader.log.head()
+        head = newest.sequence
+        if pruned_through > state.sealed_through:
+            raise StateDamaged(
+                f"index {self.spec.name!r} has sealed mutations up to {state.sealed_through}, and its log gave up "
+                f"those up to {pruned_through}: its state is an older one; restore the newer, nothing was touched"
+            )
         if head < state.applied or (rows and bytes(rows[0][0]) != state.applied_chain):
             raise LogDamaged(
                 f"index {self.spec.name!r} has applied mutation {state.applied}, and its log ends at {head} or has "
@@ -198,8 +228,7 @@ class WorkIndex:
     async def apply(self, state: State, effects: Effects, to: Applied) -> None:
         """Write effects and move progress. Raises LeaseLost, ManifestMoved."""
         await self._writer.apply(self.epoch, state.applied, effects, to)
-        if self._writer.database.wal_bytes() > WAL_BYTES_MAX:
-            await self._writer.database.checkpoint()
+        await self._writer.database.keep_wal_short()
 
     async def publish(
         self, *, inputs: Items[str], segment: SegmentInfo | None, sealed_through: Sequence | None
