@@ -1,12 +1,16 @@
-"""What a process allows itself."""
+"""What a process allows itself, and what it makes of the end of that."""
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from storage.backends.sqlite.database import Reader
+from storage.backends.sqlite.migrate import migrate
+from storage.errors import StateDamaged, StoreBusy
 from storage.process import raise_open_files_limit
 
 
@@ -26,3 +30,19 @@ def test_a_process_may_open_more_files_than_it_was_started_for(hard_limit: int) 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard == hard_limit
     assert soft == min(hard_limit, 65_536) or hard_limit == resource.RLIM_INFINITY
+
+
+def test_a_database_that_cannot_be_opened_for_want_of_descriptors_is_not_called_damaged(
+    hard_limit: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.db"
+    migrate(path, "state")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard_limit))
+
+    with pytest.raises(StoreBusy):
+        Reader(path).version()
+
+
+def test_a_database_that_is_not_there_is(tmp_path: Path) -> None:
+    with pytest.raises(StateDamaged):
+        Reader(tmp_path / "state.db").version()

@@ -205,6 +205,8 @@ def _meaning(path: Path, error: OperationalError) -> StorageError:
         return StoreBusy(f"waited {BUSY_TIMEOUT_MS} ms for {path.name} and others still held it; try again")
     if "full" in text or "readonly" in text or "disk I/O" in text:
         return StoreFull(f"{path.name} could not be written: {text}; free space or mend the disk and try again")
+    if "unable to open" in text and path.exists():
+        return StoreBusy(f"{path.name} could not be opened now, perhaps for want of descriptors: {text}; try again")
     if "unable to open" in text:
         return StateDamaged(f"{path} should exist and cannot be opened: {text}")
     return StateDamaged(f"{path.name}: {text}")

@@ -161,7 +161,12 @@ class WorkIndex:
     @classmethod
     async def open(cls, spec: IndexSpec, folder: IndexFolder, settings: Settings) -> WorkIndex:
         """Open the databases of an index."""
-        return cls(spec, folder, StateWriter(await Database.open(folder.state)), settings)
+        database = await Database.open(folder.state)
+        try:
+            return cls(spec, folder, StateWriter(database), settings)
+        except BaseException:
+            await database.close()
+            raise
 
     def state(self) -> State:
         """The progress row now."""
