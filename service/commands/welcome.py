@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from pathlib import Path
 
 from service.commands.listeners import Address
 from service.version import VERSION
@@ -16,7 +19,8 @@ TOKEN = "local"  # noqa: S105 (what clients that insist on a token are told to s
 def welcome(settings: Settings, address: Address, *, teach: bool) -> str:
     """The lines for a service that listens at `address`. A configured token is never printed."""
     url = address.url()
-    first = f"Headrace {VERSION} listens on {url} (data in {settings.data}, limits {settings.profile})\n"
+    where = url if address.is_loopback else f"{address.host} port {address.port}, from this machine {url}"
+    first = f"Headrace {VERSION} listens on {where} (data in {settings.data}, limits {settings.profile})\n"
     return first + (_lesson(url, needs_token=bool(settings.token)) if teach else "")
 
 
@@ -25,10 +29,18 @@ def worker_welcome(settings: Settings) -> str:
     return f"Headrace {VERSION} applies mutations of {settings.data}\n"
 
 
+def _program() -> str:
+    """How the reader starts this program: the wrapper of the source tree is not on the path."""
+    wrapper = Path(sys.prefix) / "bin" / "headrace"
+    if shutil.which("headrace") or not wrapper.exists():
+        return "headrace"
+    return os.path.relpath(wrapper)
+
+
 def _lesson(url: str, *, needs_token: bool) -> str:
     token = "$HEADRACE_TOKEN" if needs_token else TOKEN
     authorization = ' -H "Authorization: Bearer $CLOUDFLARE_API_TOKEN"' if needs_token else ""
-    program = sys.argv[0] if sys.argv[0].endswith("headrace") else "headrace"
+    program = _program()
     return f"""
 Paste this where your client runs (wrangler, the Cloudflare SDKs, curl):
 

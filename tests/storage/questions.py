@@ -21,7 +21,7 @@ BULK_IDS = 400
 STRICT = FilterRules(string_bytes_max=4, arrays=False, unindexed=False)
 RELAXED_RULES = FilterRules()
 
-ids = st.sampled_from(["a", "A", "aa", "b", "z", "ä", "é", "漢", "\U0001f30a", "v001", "v0011", "v002"])
+ids = st.sampled_from(["a", "A", "aa", "a\x00b", "z", "ä", "e\u0301", "漢", "\U0001f30a", "v001", "v0011", "v002"])
 namespaces = st.sampled_from(["", "", "n", "m"])
 vectors = st.lists(st.sampled_from(NUMBERS), min_size=DIMENSIONS, max_size=DIMENSIONS).map(
     lambda numbers: np.array(numbers, dtype=np.float32)
