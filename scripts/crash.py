@@ -39,8 +39,8 @@ PAUSE_S = 0.02
 """Between two tries of a write that was not acknowledged."""
 UP = {
     # Builds, merges and collecting go on all the time, so that they are killed as well.
-    "HEADRACE_SEAL_BYTES": "60000",
-    "HEADRACE_SEAL_MUTATIONS": "60",
+    "HEADRACE_SEAL_BYTES": "20000",
+    "HEADRACE_SEAL_MUTATIONS": "20",
     "HEADRACE_SEAL_IDLE_MS": "200",
     "HEADRACE_SEGMENTS_MAX": "2",
     "HEADRACE_MERGE_IDLE_MS": "500",
@@ -303,10 +303,12 @@ def run(folder: Path, *, kills: int, seed: int) -> None:
         load = Load(program)
         with load.running(seed):
             for _ in range(kills):
-                time.sleep(dice.uniform(0.05, 1.5))
+                time.sleep(dice.uniform(0.05, 3.0))
                 goal = load.count + dice.randrange(1, 60)
                 until("writes go on after a kill", lambda goal=goal: load.count >= goal or bool(load.failed))  # type: ignore[misc]
                 killed.append(kill(program, dice))
+        compare(api, load)
+        until("something is built", lambda: bool(program.events("build.published")))
         compare(api, load)
         built = len(program.events("build.published"))
         check(program.stop() == 0, "the server stops cleanly after all that")
