@@ -21,7 +21,7 @@ IDLE_SEAL_BYTES = MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailFacts:
-    """The tail as it is: `bytes` of log bodies, dead rows included."""
+    """The tail as it is: `bytes` of the bodies of its rows, dead ones included; `mutations` of every kind."""
 
     through: Sequence
     bytes: int

@@ -114,7 +114,7 @@ class Tending:
             self._published()
 
     def _tail_is_over(self) -> bool:
-        return tail_is_over(self.index.tail(self.index.state().sealed_through)[0], self._settings)
+        return tail_is_over(self.index.tail_bytes(self.index.state().sealed_through), self._settings)
 
     async def _plan_build(self) -> None:
         if self.is_busy or time.monotonic() < self._build_not_before:
@@ -125,8 +125,12 @@ class Tending:
 
     async def _due(self) -> Job | None:
         state = self.index.state()
-        tail_bytes, tail_mutations = self.index.tail(state.sealed_through)
-        tail = TailFacts(through=state.applied, bytes=tail_bytes, mutations=tail_mutations)
+        tail = TailFacts(
+            through=state.applied,
+            bytes=self.index.tail_bytes(state.sealed_through),
+            # Deletes have no rows to seal; they count all the same, for their bodies leave the log by being sealed.
+            mutations=state.applied - state.sealed_through,
+        )
         idle_ms = int((time.monotonic() - self._wrote_at) * 1000)
         # A small index has no segments, and then nothing here needs its snapshot in memory.
         segments = await self._segments() if self.index.segments() else []

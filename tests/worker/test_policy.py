@@ -31,7 +31,7 @@ CASES = {
     "a tail of many mutations is sealed": (tail(10, 2_000), [], 0, Seal(Sequence(9))),
     "an idle tail of over a MiB is sealed": (tail(MIB + 1, 5), [], 5_000, Seal(Sequence(9))),
     "an idle tail of a MiB stays": (tail(MIB, 5), [], 10**9, None),
-    "a tail without rows is never sealed": (tail(0, 0), [], 10**9, None),
+    "nothing applied since the last seal is nothing to seal": (tail(0, 0), [], 10**9, None),
     "four segments stay": (tail(), segments(10, 10, 10, 10), 0, None),
     "five of one size are merged": (
         tail(),

@@ -10,7 +10,7 @@ import pytest
 
 import worker.tending
 from storage.backends.sqlite.workshop import Workshop
-from storage.batch import pack_vectors
+from storage.batch import pack_ids, pack_vectors
 from storage.limits import RELAXED
 from storage.open import open_store
 from storage.records import Action, Change, IndexConfig, Metric
@@ -49,6 +49,18 @@ async def test_a_tail_that_is_due_is_sealed(tending):
 
     assert [row.rows for row in tending.index.segments()] == [10]
     assert tending.index.state().sealed_through == 1
+
+
+async def test_mutations_that_only_delete_are_sealed_too_so_that_their_bodies_can_leave_the_log(tending, settings):
+    await built(tending)
+    store = await open_store(settings)
+    await store.append(tending.index.spec, Change(action=Action.DELETE, body=pack_ids(["3"]), rows=1), RELAXED)
+    await store.close()
+
+    await built(tending)
+
+    assert tending.index.state().sealed_through == 2
+    assert [row.rows for row in tending.index.segments()] == [10]
 
 
 async def test_a_build_from_before_the_index_was_lost_is_not_published_after_it_was_taken_again(tending, monkeypatch):

@@ -246,12 +246,12 @@ class WorkIndex:
         """Add a back-filled column file. Raises LeaseLost, ManifestMoved."""
         await self._writer.publish_column(self.epoch, column)
 
-    def tail(self, sealed_through: Sequence) -> tuple[int, int]:
-        """(bytes of bodies, mutations) of the tail, rows that are dead included."""
-        [(size, count)] = self._reader.state_reader.rows(
-            "SELECT coalesce(sum(bytes), 0), count(*) FROM parts WHERE sequence > ?", (sealed_through,)
+    def tail_bytes(self, sealed_through: Sequence) -> int:
+        """The bytes of the bodies of the tail, rows that are dead included."""
+        [(size,)] = self._reader.state_reader.rows(
+            "SELECT coalesce(sum(bytes), 0) FROM parts WHERE sequence > ?", (sealed_through,)
         )
-        return size, count
+        return int(size)
 
     def segments(self) -> tuple[SegmentRow, ...]:
         """The segments of the manifest."""
