@@ -10,10 +10,12 @@ import pytest
 
 import worker.tending
 from storage.backends.sqlite.workshop import Workshop
-from storage.batch import pack_ids, pack_vectors
+from storage.batch import pack_ids, pack_json, pack_vectors
+from storage.filters import Compare, Comparison, FilterRules
 from storage.limits import RELAXED
+from storage.masks import matching
 from storage.open import open_store
-from storage.records import Action, Change, IndexConfig, Metric
+from storage.records import Action, Change, IndexConfig, MetadataIndex, MetadataType, Metric
 from tests.conftest import ACCOUNT, batch
 from worker.lease import Registration
 from worker.tending import Tending
@@ -25,7 +27,8 @@ async def tending(settings):
     settings = replace(settings, seal_mutations=1)
     store = await open_store(settings)
     spec = await store.create_index(ACCOUNT, "docs", "", IndexConfig(dimensions=4, metric=Metric.COSINE), RELAXED)
-    body = pack_vectors(batch([str(number) for number in range(10)], np.ones((10, 4))))
+    metadata = [b'{"parity":%d}' % (number % 2) for number in range(10)]
+    body = pack_vectors(batch([str(number) for number in range(10)], np.ones((10, 4)), metadata=metadata))
     await store.append(spec, Change(action=Action.UPSERT, body=body, rows=10), RELAXED)
     workshop = await Workshop.open(settings)
     registration = await Registration.join(workshop.data)
@@ -49,6 +52,32 @@ async def test_a_tail_that_is_due_is_sealed(tending):
 
     assert [row.rows for row in tending.index.segments()] == [10]
     assert tending.index.state().sealed_through == 1
+
+
+async def test_a_metadata_index_is_back_filled_for_old_segments_and_filters_are_right_meanwhile(tending, settings):
+    await built(tending)
+    parity = MetadataIndex(id=0, property="parity", type=MetadataType.NUMBER)
+    change = Change(action=Action.CREATE_METADATA_INDEX, body=pack_json({}), rows=0, metadata_index=parity)
+    store = await open_store(settings)
+    await store.append(tending.index.spec, change, RELAXED)
+    await store.close()
+    strict = FilterRules(string_bytes_max=64, arrays=False, unindexed=False)
+    odd = Compare(("parity",), Comparison.EQ, 1.0)
+
+    def answer(snapshot):
+        [segment, _] = matching(snapshot, "", odd, strict)
+        return segment.tolist()
+
+    await tending.turn()
+    between = await tending.index.snapshot()
+    while not tending.index.backfilled():
+        await built(tending)
+    after = await tending.index.snapshot()
+
+    [index] = after.metadata_indexes
+    assert between.parts[0].part.column(index) is None
+    assert after.parts[0].part.column(index) is not None
+    assert answer(between) == answer(after) == [False, True] * 5
 
 
 async def test_mutations_that_only_delete_are_sealed_too_so_that_their_bodies_can_leave_the_log(tending, settings):
