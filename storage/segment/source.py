@@ -14,7 +14,7 @@ from typing import TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.records import Label, MetadataIndex, Record, Sequence
+from storage.records import Label, MetadataIndex, Sequence
 from storage.snapshot import Mask, Part
 
 BLOCK_BYTES = 8 * 1024 * 1024
@@ -49,28 +49,6 @@ class SegmentSource:
         assert len(self.labels) == len(self.ids) == len(self.namespaces) == len(self.metadata)
         assert len(self.labels) > 0, "a segment without rows is not written"
         assert bool((self.labels[1:] > self.labels[:-1]).all()), "labels ascend"
-
-
-@dataclass(frozen=True, slots=True)
-class LiveBlock:
-    """Some of the live rows of a part, in order."""
-
-    labels: NDArray[np.uint64]
-    vectors: Floats
-    records: tuple[Record, ...]
-
-
-def iter_live(part: Part, live: Mask, *, block_bytes: int = BLOCK_BYTES) -> Iterator[LiveBlock]:
-    """The rows of a part that are live, a bounded number at a time."""
-    rows = np.flatnonzero(live)
-    step = _block_rows(part, block_bytes)
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        yield LiveBlock(
-            labels=np.asarray(part.labels[block]),
-            vectors=np.asarray(part.vectors[block]),
-            records=tuple(part.record(row) for row in block.tolist()),
-        )
 
 
 def merge_source(

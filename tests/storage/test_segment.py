@@ -21,9 +21,8 @@ from storage.segment import write
 from storage.segment.damage import damaged_ids, find_damage
 from storage.segment.format import ColumnFile, SegmentInfo, read_document
 from storage.segment.read import PROPERTY_COLUMNS_MAX, OpenSegment, open_segment
-from storage.segment.source import SegmentSource, iter_live, merge_source
+from storage.segment.source import SegmentSource, merge_source
 from storage.segment.write import SegmentOptions, write_column, write_segment
-from storage.snapshot import Part
 
 DIMENSIONS = 16
 ROWS = 600
@@ -450,17 +449,3 @@ def expected_rows(parts: list[OpenSegment], live: list[np.ndarray]) -> list[tupl
         for row in np.flatnonzero(mask).tolist()
     }
     return sorted(rows.items())
-
-
-def test_live_rows_come_in_blocks_with_what_belongs_to_them(with_graph):
-    part: Part = opened(*with_graph)
-    live = np.arange(part.rows) % 2 == 0
-
-    blocks = list(iter_live(part, live, block_bytes=4 * DIMENSIONS * 64))
-
-    assert [len(block.labels) for block in blocks] == [64, 64, 64, 64, 44]
-    assert np.array_equal(np.concatenate([block.labels for block in blocks]), part.labels[live])
-    assert np.array_equal(np.concatenate([block.vectors for block in blocks]), part.vectors[live])
-    assert [record for block in blocks for record in block.records] == [
-        part.record(row) for row in np.flatnonzero(live).tolist()
-    ]
