@@ -19,13 +19,13 @@ DIMENSIONS = 100
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 
 
-def load_words(count: int) -> tuple[list[str], NDArray[np.float32]]:
-    """The `count` most frequent words and their vectors, float32[count, 100]."""
+def load_words(count: int | None) -> tuple[list[str], NDArray[np.float32]]:
+    """The `count` most frequent words, or all, and their vectors, float32[count, 100]."""
     texts, vectors = CACHE / "words.txt", CACHE / "words.npy"
     if not vectors.exists():
         _fetch(texts, vectors)
     words = texts.read_text(encoding="utf-8").splitlines()
-    if count > len(words):
+    if count is not None and count > len(words):
         raise SystemExit(f"{PACKAGE} has {len(words)} words; {count} were asked for")
     return words[:count], np.array(np.load(vectors, mmap_mode="r")[:count])
 
