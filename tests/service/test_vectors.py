@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -265,6 +266,22 @@ def test_no_bracket_elsewhere_hides_a_nested_array(vector_id: bytes, metadata: b
     assert flat.batch.values.tolist() == [[1, 2]]
     assert orjson.loads(flat.batch.metadata[0]) == orjson.loads(metadata)
     assert caught.value.code is Code.VECTOR_INVALID
+
+
+def test_no_element_that_is_dropped_hides_a_nested_array_in_another():
+    with pytest.raises(Refusal) as caught:
+        read_batch(b'[5,"x",{"id":"a","values":[[1],2]}]', "application/json", DISCARDING)
+
+    assert caught.value.code is Code.VECTOR_INVALID
+
+
+def test_too_many_vectors_are_counted_to_the_end_without_blank_lines_and_dropped_ones():
+    few = BatchRules(action=Action.UPSERT, dimensions=2, limits=replace(CLOUDFLARE, upload_vectors_max=1), discard=True)
+
+    with pytest.raises(Refusal) as caught:
+        read_batch(b"oops\n" + LINES + b"\n\n" + LINES, "", few)
+
+    assert caught.value.message == "too many vectors in payload; max vector count is 1, got 4"
 
 
 def test_a_body_of_newlines_reserves_no_memory_for_vectors():

@@ -8,6 +8,7 @@ larger ones are refused, because most readers of JSON would hand back another nu
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import orjson
 
@@ -17,6 +18,8 @@ from storage.limits import Limits
 DEPTH_MAX = 128
 INTEGER_MIN = -(2**63)
 INTEGER_MAX = 2**64 - 1
+_PLAIN = frozenset({str, bool, type(None)})
+"""What can be wrong neither by itself nor by what lies in it."""
 
 
 def compact_metadata(document: object, *, vector_id: str, limits: Limits) -> bytes:
@@ -25,7 +28,9 @@ def compact_metadata(document: object, *, vector_id: str, limits: Limits) -> byt
         return b""
     if not isinstance(document, dict):
         raise _refusal(vector_id, f"expected an object, and got {document!r:.40}")
-    _check(document, vector_id)
+    # Nearly all metadata is flat and has the keys of the vector before.
+    if not (_PLAIN.issuperset(map(type, document.values())) and _are_plain_keys(tuple(document))):
+        _check(document, vector_id)
     try:
         text = orjson.dumps(document)
     except TypeError as error:
@@ -58,9 +63,18 @@ def _check(document: dict[str, object], vector_id: str) -> None:
     raise _refusal(vector_id, f"it is nested deeper than {DEPTH_MAX} levels")
 
 
+@lru_cache(maxsize=256)
+def _are_plain_keys(keys: tuple[str, ...]) -> bool:
+    return all(map(_is_key, keys))
+
+
+def _is_key(key: str) -> bool:
+    return bool(key) and "." not in key and '"' not in key and not key.startswith("$")
+
+
 def _check_keys(document: dict[str, object], vector_id: str) -> None:
     for key in document:
-        if not key or "." in key or '"' in key or key.startswith("$"):
+        if not _is_key(key):
             raise Refusal(
                 Code.METADATA_KEY_INVALID,
                 f'invalid metadata key {key!r:.80} for id="{vector_id}"; a key must not be empty, contain '

@@ -8,7 +8,7 @@ definition: slower, and exact about what is wrong and where.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -50,17 +50,12 @@ class ReadBatch:
     dropped: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    vector_id: str
-    namespace: str
-    metadata: bytes
-    values: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Raw:
-    """The fields of a vector, parsed and held to no rule yet but that the id is text and the values are numbers."""
+    """The fields of a vector, parsed and held to no rule yet but that the id is text and the values are numbers.
+
+    There is one for every line, and a frozen one takes three times as long to make.
+    """
 
     vector_id: str
     namespace: object
@@ -72,6 +67,10 @@ class _NotAnObject(Exception):
     """A line or element is not a JSON object; the message says what is wrong with it."""
 
 
+class _Full(Exception):
+    """The batch has as many vectors as it may."""
+
+
 class _Unnamed(Exception):
     """An object has no id to be named by; the message says what is there instead."""
 
@@ -79,17 +78,34 @@ class _Unnamed(Exception):
 def read_batch(body: bytes, content_type: str, rules: BatchRules) -> ReadBatch:
     """Read every vector of a body. Raises Refusal for the first one that is not acceptable."""
     undressed = undress(body, content_type)
-    elements = _elements(undressed.text) if undressed.whole else None
+    text = undressed.text
+    elements = _elements(text) if undressed.whole else None
     if elements is not None:
-        numbered = list(enumerate(elements))
-        return _collect(numbered, _read_element, rules, bytes_total=len(undressed.text))
-    lines = [(number, line) for number, line in enumerate(undressed.text.split(b"\n")) if line.strip()]
+        return _collect(enumerate(elements), _ElementReader(text, elements), rules, bytes_total=len(text))
     try:
-        return _collect(lines, _LineReader(), rules, bytes_total=len(undressed.text))
+        return _collect(_lines(text), _LineReader(), rules, bytes_total=len(text))
     except Refusal as refusal:
-        if refusal.code is Code.BATCH_UNPARSABLE and lines and not _is_known(content_type, lines[0][1]):
+        first = next(_lines(text), None)
+        if refusal.code is Code.BATCH_UNPARSABLE and first is not None and not _is_known(content_type, first[1]):
             raise Refusal(Code.UNKNOWN_CONTENT_TYPE, "vectorize.unknown_content_type") from refusal
         raise
+
+
+def _lines(text: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each line that is not blank, with its number.
+
+    One at a time: the line just read leaves its memory, still in the cache, to the next. Splitting all of a body of
+    10 MB took a fifth of the time of parsing it.
+    """
+    number = start = 0
+    while start < len(text):
+        end = text.find(b"\n", start)
+        if end < 0:
+            end = len(text)
+        line = text[start:end]
+        if line and not line.isspace():
+            yield number, line
+        number, start = number + 1, end + 1
 
 
 def _is_known(content_type: str, first_line: bytes) -> bool:
@@ -114,40 +130,68 @@ def _elements(text: bytes) -> list[object] | None:
 
 
 def _collect(
-    sources: Sequence[tuple[int, Source]],
+    sources: Iterable[tuple[int, Source]],
     read: Callable[[Source], _Raw],
     rules: BatchRules,
     *,
     bytes_total: int,
 ) -> ReadBatch:
     """Read every source into one batch; the number beside it is its place in the body."""
-    # Lines of nothing must not reserve memory: a vector takes at least two bytes a number.
-    rows_max = min(len(sources), bytes_total // (rules.dimensions * VALUE_BYTES_MIN) + 1)
-    matrix = np.empty((min(rows_max, rules.limits.upload_vectors_max), rules.dimensions), dtype=np.float32)
-    ids, namespaces, metadata = list[str](), list[str](), list[bytes]()
+    columns = _Columns(rules, bytes_total)
     dropped = 0
-    for number, source in sources:
-        try:
-            row = _row(read(source), rules)
-        except _Unnamed as error:
-            raise _unparsable_line(rules.action, number, error) from error
-        except _NotAnObject as error:
-            if not rules.discard:
+    sources = iter(sources)
+    # What float32 cannot hold becomes infinite, and is found in all rows at once.
+    with np.errstate(over="ignore"):
+        for number, source in sources:
+            try:
+                columns.add(read(source))
+            except _Unnamed as error:
                 raise _unparsable_line(rules.action, number, error) from error
-            dropped += 1
-            continue
-        if len(ids) == rules.limits.upload_vectors_max:
-            raise _too_many(rules.limits.upload_vectors_max, len(sources) - dropped)
-        with np.errstate(over="ignore"):
-            matrix[len(ids)] = row.values
-        ids.append(row.vector_id)
-        namespaces.append(row.namespace)
-        metadata.append(row.metadata)
-    if not ids:
+            except _NotAnObject as error:
+                if not rules.discard:
+                    raise _unparsable_line(rules.action, number, error) from error
+                dropped += 1
+            except _Full as error:
+                found = rules.limits.upload_vectors_max + 1 + sum(1 for _ in sources)
+                raise _too_many(rules.limits.upload_vectors_max, found) from error
+    if not columns.ids:
         raise _unparsable(rules.action, "the body holds no vectors; send one JSON object per line")
-    values = matrix[: len(ids)]
-    _check_narrowed(values, ids)
-    return ReadBatch(Batch(tuple(ids), tuple(namespaces), tuple(metadata), values), dropped)
+    return ReadBatch(columns.batch(), dropped)
+
+
+class _Columns:
+    """A batch as it grows."""
+
+    def __init__(self, rules: BatchRules, bytes_total: int) -> None:
+        self._rules = rules
+        # Memory that is reserved and not written to costs nothing, but lines of nothing must not reserve it without
+        # end: a vector takes at least two bytes a number.
+        rows_max = bytes_total // (rules.dimensions * VALUE_BYTES_MIN) + 1
+        self._matrix = np.empty((min(rows_max, rules.limits.upload_vectors_max), rules.dimensions), dtype=np.float32)
+        self.ids = list[str]()
+        self._namespaces = list[str]()
+        self._metadata = list[bytes]()
+
+    def add(self, raw: _Raw) -> None:
+        """Hold a vector to the rules that depend on the index and the limits. Raises Refusal, _Full."""
+        rules, vector_id, values = self._rules, raw.vector_id, raw.values
+        check_id(vector_id, rules.limits)
+        if len(values) != rules.dimensions:
+            raise _invalid_vector(vector_id, f"{rules.dimensions} dimensions, and got {len(values)} dimensions")
+        namespace = checked_namespace(raw.namespace, rules.limits)
+        metadata = compact_metadata(raw.metadata, vector_id=vector_id, limits=rules.limits)
+        if len(self.ids) == rules.limits.upload_vectors_max:
+            raise _Full
+        self._matrix[len(self.ids)] = values
+        self.ids.append(vector_id)
+        self._namespaces.append(namespace)
+        self._metadata.append(metadata)
+
+    def batch(self) -> Batch:
+        """All that was added. Raises Refusal."""
+        values = self._matrix[: len(self.ids)]
+        _check_narrowed(values, self.ids)
+        return Batch(tuple(self.ids), tuple(self._namespaces), tuple(self._metadata), values)
 
 
 class _LineReader:
@@ -173,8 +217,30 @@ class _LineReader:
             document = self._parser.parse(line)
         except (ValueError, RuntimeError):
             return None
-        # An escaped bracket would be counted in the metadata and not in the line.
-        return _fields(document, brackets=0 if b"\\u005" in line else line.count(b"["))
+        return _fields(document, brackets=_brackets(line))
+
+
+def _brackets(line: bytes) -> int:
+    """How many arrays may begin in a line, or 0 where that cannot be told."""
+    # Nearly always the only one is that of the values. Finding goes many bytes at a time, and counting one by one.
+    if line.find(b"[", line.find(b"[") + 1) < 0:
+        return 1
+    # An escaped bracket would be counted in the metadata and not in the line.
+    return 0 if b"\\" in line else line.count(b"[")
+
+
+class _ElementReader:
+    """Reads the elements of one document."""
+
+    def __init__(self, text: bytes, elements: Sequence[object]) -> None:
+        objects = sum(isinstance(element, simdjson.Object) for element in elements)
+        # An object without values is refused, so when there is one bracket for each and one for the list, then no
+        # object has another.
+        self._brackets = 1 if text.count(b"[") == 1 + objects else 0
+
+    def __call__(self, element: object) -> _Raw:
+        """The fields of an element. Raises _NotAnObject, _Unnamed, Refusal."""
+        return _read_element(element, brackets=self._brackets)
 
 
 def _fields(document: Any, *, brackets: int) -> _Raw | None:
@@ -185,10 +251,10 @@ def _fields(document: Any, *, brackets: int) -> _Raw | None:
     try:
         keys = set(document.keys())
         numbers = document["values"]
+        vector_id = document["id"]
         metadata = document["metadata"].mini if "metadata" in keys and document["metadata"] is not None else b"null"
         # A nested array would be flattened without a word; of a key given twice the first would be taken.
         flat = brackets == 1 + metadata.count(b"[") or _is_flat(numbers)
-        vector_id = document["id"]
         if len(keys) != len(document) or not flat or not isinstance(vector_id, str):
             return None
         raw = _Raw(
@@ -200,17 +266,17 @@ def _fields(document: Any, *, brackets: int) -> _Raw | None:
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         # Which of these simdjson raises differs by version; the plain reader finds out what it was and explains.
         return None
-    return raw if isinstance(raw.namespace, str | None) else None
+    return raw if raw.namespace is None or isinstance(raw.namespace, str) else None
 
 
 def _is_flat(numbers: simdjson.Array) -> bool:
     return not any(isinstance(number, list) for number in numbers.as_list())
 
 
-def _read_element(document: object) -> _Raw:
+def _read_element(document: object, *, brackets: int = 0) -> _Raw:
     """The fields of a parsed document: plain Python's is the definition of what is accepted."""
     if isinstance(document, simdjson.Object):
-        raw = _fields(document, brackets=0)
+        raw = _fields(document, brackets=brackets)
         if raw is not None:
             return raw
         document = document.as_dict()
@@ -230,19 +296,6 @@ def _read_element(document: object) -> _Raw:
         namespace=document.get("namespace"),
         metadata=document.get("metadata"),
         values=numbers,
-    )
-
-
-def _row(raw: _Raw, rules: BatchRules) -> _Row:
-    """Hold the fields to the rules that depend on the index and the limits."""
-    check_id(raw.vector_id, rules.limits)
-    if len(raw.values) != rules.dimensions:
-        raise _invalid_vector(raw.vector_id, f"{rules.dimensions} dimensions, and got {len(raw.values)} dimensions")
-    return _Row(
-        vector_id=raw.vector_id,
-        namespace=checked_namespace(raw.namespace, rules.limits),
-        metadata=compact_metadata(raw.metadata, vector_id=raw.vector_id, limits=rules.limits),
-        values=raw.values,
     )
 
 
