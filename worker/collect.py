@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from storage.backends.sqlite.state import ManifestMoved
+from storage.backends.sqlite.state import ManifestMoved, State
 from storage.backends.sqlite.workshop import WorkIndex
 from storage.records import Sequence
 from storage.settings import Settings
@@ -32,12 +32,13 @@ PROVE_RETRY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A layout, what it freed, and when this worker saw it first."""
+    """A layout, what it freed, and when this worker saw it first; `is_open` until that was given back."""
 
     layout: int
     sealed_through: Sequence
     garbage: tuple[str, ...]
     at: float
+    is_open: bool
 
 
 class Collector:
@@ -48,7 +49,7 @@ class Collector:
         self._settings = settings
         self._grace_s = settings.grace_ms / 1000
         self._seen: list[_Seen] = []
-        self._forgotten_layout = -1
+        self._forgotten_layout = index.state().collected_layout
         self._is_pruning = False
         self._is_resting = False
         self._proved: set[str] = set()
@@ -56,6 +57,20 @@ class Collector:
         self._prove_not_before = -math.inf
         self._turned_at = -math.inf
         self._forgot_at = -math.inf
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing waits to be given back; what only has to become hours and days old does not count."""
+        return not (self._is_pruning or self._is_resting or any(seen.is_open for seen in self._seen))
+
+    def due_at(self) -> float:
+        """When there may be something for a turn to do, by the monotonic clock."""
+        due = self._forgot_at + max(self._grace_s, PERIOD_S)
+        if not self.is_at_rest:
+            due = min([due, *(seen.at + self._grace_s for seen in self._seen if seen.is_open)])
+        if self._is_pruning or self._is_resting:
+            due = self._turned_at
+        return max(due, self._turned_at + PERIOD_S)
 
     async def turn(self) -> None:
         """Collect what is due. Raises LeaseLost."""
@@ -76,13 +91,21 @@ class Collector:
         garbage = self._index.garbage()
         state = self._index.state()
         if not self._seen or self._seen[-1].layout != state.layout:
-            self._seen.append(_Seen(state.layout, state.sealed_through, garbage, now))
+            is_open = bool(garbage) or self._has_sealed(state)
+            self._seen.append(_Seen(state.layout, state.sealed_through, garbage, now, is_open))
         old = [seen for seen in self._seen if now - seen.at > self._grace_s]
         if not old:
             return None
         garbage = tuple(dict.fromkeys(name for seen in old for name in seen.garbage))
-        self._seen[: len(old)] = [replace(old[-1], garbage=garbage)]
+        is_open = any(seen.is_open for seen in old)
+        self._seen[: len(old)] = [replace(old[-1], garbage=garbage, is_open=is_open)]
         return self._seen[0]
+
+    def _has_sealed(self, state: State) -> bool:
+        """Whether the state still remembers, or the log still keeps, what was sealed by this layout or before it."""
+        if not state.sealed_through:
+            return False
+        return state.layout != self._forgotten_layout or self._has_to_prune(state.sealed_through)
 
     async def _give_back(self, settled: _Seen) -> None:
         if settled.garbage and await self._index.remove_garbage(settled.garbage):
@@ -95,6 +118,8 @@ class Collector:
                 break
         if self._is_resting and not self._is_pruning:
             self._is_resting = await self._index.rest()
+        # What could not be forgotten now is forgotten as of the newer layout that was in the way.
+        self._seen[0] = replace(self._seen[0], is_open=bool(self._seen[0].garbage))
 
     async def _forget_sealed(self, settled: _Seen) -> None:
         """Only as of the newest layout: whoever still follows an older one has to open the index anew."""
@@ -144,16 +169,21 @@ class Collector:
 
     async def _prune(self, sealed_through: Sequence) -> bool:
         """Take one slice from the log, where something in it is old enough; True when there may be more."""
-        now_ms = time.time_ns() // 1_000_000
-        older_than_ms = now_ms - self._settings.log_retain_ms
-        expired_ms = now_ms - self._settings.mutation_retain_ms
-        if self._is_pruning or self._index.has_to_prune(
-            through=sealed_through, older_than_ms=older_than_ms, expired_ms=expired_ms
-        ):
+        if self._is_pruning or self._has_to_prune(sealed_through):
+            older_than_ms, expired_ms = self._ages_ms()
             self._is_pruning = await self._index.prune(
                 through=sealed_through, older_than_ms=older_than_ms, expired_ms=expired_ms
             )
         return self._is_pruning
+
+    def _has_to_prune(self, sealed_through: Sequence) -> bool:
+        older_than_ms, expired_ms = self._ages_ms()
+        return self._index.has_to_prune(through=sealed_through, older_than_ms=older_than_ms, expired_ms=expired_ms)
+
+    def _ages_ms(self) -> tuple[int, int]:
+        """The times before which the log gives up bodies, and the rows they belonged to."""
+        now_ms = time.time_ns() // 1_000_000
+        return now_ms - self._settings.log_retain_ms, now_ms - self._settings.mutation_retain_ms
 
     async def _forget(self) -> None:
         now_ms = time.time_ns() // 1_000_000

@@ -1,8 +1,8 @@
 """The worker's loop: who needs a turn, and giving it.
 
-A ring names an index; a sweep looks at every index now and then, because rings are hints; an index that is open gets
-a turn about once a second, for builds and collecting that become due with time. Nothing polls thousands of databases:
-the sweep reads one small file for each index, and opens those that are behind.
+A ring names an index; a sweep looks at every index now and then, because rings are hints; an index that is open says
+when its next turn is due, for builds and collecting that become due with time. An index that nobody writes to is
+closed, so it costs nothing but the sweep's look: one small file, and never more than a few hundred of them a second.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import structlog
 
@@ -22,6 +23,7 @@ from storage.records import IndexId, Sequence
 from storage.runtime import runtime_folder
 from storage.settings import Settings
 from worker.lease import BEAT_S, Registration
+from worker.policy import IDLE_SEAL_BYTES
 from worker.tending import Tending
 
 log = structlog.get_logger()
@@ -31,10 +33,18 @@ TURNS_MAX = 8
 BUILDS_MAX = 1
 """Builds at the same time: one takes every core it is given."""
 TICK_S = 0.5
+IDLE_S = 30.0
+"""An index that nobody writes to for this long is closed once everything is built and given back."""
 STOP_S = 5.0
 """How long turns that are under way may take to end by themselves."""
+LOOKS_MAX = 100
+"""Indexes that the sweep looks at before it pauses."""
+LOOK_PAUSE_S = 0.5
+"""So thousands of indexes cost the sweep a few milliseconds of every second; it only takes longer to come round."""
 VISITS_PER_SWEEP = 4
 """Idle indexes that each sweep opens for collecting, in turn."""
+VISIT_AGAIN_S = 3600.0
+"""How long an index that was closed with nothing left to do is not visited."""
 
 
 class Loop:
@@ -51,8 +61,11 @@ class Loop:
         self._running: dict[IndexId, asyncio.Task[None]] = {}
         self._rung: set[IndexId] = set()
         self._applied: dict[IndexId, Sequence] = {}
+        self._visit_not_before: dict[IndexId, float] = {}
         self._halted: set[IndexId] = set()
+        self._gone: set[IndexId] = set()
         self._visited = 0
+        self._is_swept = False
         self._stopping = False
 
     @classmethod
@@ -126,15 +139,21 @@ class Loop:
             return
         tending = self._tended.get(id)
         if tending is None:
+            await self._trim(self._settings.open_indexes_max - 1)
             index = await self._workshop.open_index(id)
             if index is None:
                 return
             tending = self._tended[id] = Tending(
-                index, self._settings, self._registration, self._builders, lambda: self._bell.ring(id)
+                index,
+                self._settings,
+                self._registration,
+                self._builders,
+                published=lambda: self._bell.ring(id),
+                wanted=lambda: self._give_turn(id),
             )
-        if await tending.turn():
-            self._applied[id] = tending.index.state().applied
-        else:
+        is_ours = await tending.turn()
+        self._applied[id] = tending.index.state().applied
+        if not is_ours:
             await self._let_go(id)
 
     async def _discard(self, id: IndexId) -> None:
@@ -161,6 +180,7 @@ class Loop:
     async def _let_go(self, id: IndexId) -> None:
         tending = self._tended.pop(id, None)
         if tending is not None:
+            self._visit_not_before[id] = time.monotonic() + VISIT_AGAIN_S if tending.is_at_rest else 0.0
             with contextlib.suppress(Unavailable, Damaged, DatabaseError):
                 await tending.close()
 
@@ -185,45 +205,75 @@ class Loop:
 
     async def _sweep_once(self) -> None:
         known = self._workshop.indexes()
-        for number, (id, lives) in enumerate(known.items()):
-            if await asyncio.to_thread(self._is_behind if lives else self._workshop.has_folder, id):
+        ids = [id for id in known if id not in self._gone]
+        pause_s = 0.0
+        for start in range(0, len(ids), LOOKS_MAX):
+            await asyncio.sleep(pause_s)
+            started = time.monotonic()
+            some = {id: known[id] for id in ids[start : start + LOOKS_MAX]}
+            for id in await asyncio.to_thread(self._look, some):
                 self._heard(id)
-            if number % 100 == 0:
-                await asyncio.sleep(0)
-        self._visit([id for id, lives in known.items() if lives])
+            # After a start somebody may be waiting: then half of the time is pause enough.
+            pause_s = LOOK_PAUSE_S if self._is_swept else time.monotonic() - started
+        self._is_swept = True
+        self._visit([id for id in ids if known[id]])
         for folder in await asyncio.to_thread(self._workshop.sweep_folders, self._settings.grace_ms / 1000):
             log.critical("folder.quarantined", folder=str(folder))
+
+    def _look(self, known: Mapping[IndexId, bool]) -> list[IndexId]:
+        """Which of these indexes need a turn; in a thread, as it reads a file for each."""
+        return [id for id, lives in known.items() if (self._is_behind(id) if lives else self._is_left(id))]
+
+    def _is_left(self, id: IndexId) -> bool:
+        """Whether a deleted index has files still. Those that are gone never come back."""
+        if self._workshop.has_folder(id):
+            return True
+        self._gone.add(id)
+        return False
 
     def _is_behind(self, id: IndexId) -> bool:
         if id in self._halted:
             return False
         if id not in self._applied:
             try:
-                head, applied = self._workshop.glance(id)
+                glance = self._workshop.glance(id)
             except (Damaged, Unavailable) as error:
                 log.warning("index.unavailable", index=id, reason=str(error))
                 return False
-            self._applied[id] = applied
-            return head > applied
+            self._applied[id] = glance.applied
+            if glance.is_settled and glance.tail_bytes <= IDLE_SEAL_BYTES:
+                self._visit_not_before[id] = time.monotonic() + VISIT_AGAIN_S
+            return glance.head > glance.applied
         return self._workshop.witnessed(id) > self._applied[id]
 
     def _visit(self, ids: list[IndexId]) -> None:
-        """Idle indexes have chores too; a few of them each time."""
-        for _ in range(min(VISITS_PER_SWEEP, len(ids))):
+        """Closed indexes may have chores too; a few of them each time."""
+        now, visits = time.monotonic(), 0
+        for _ in ids:
             self._visited += 1
-            self._heard(ids[self._visited % len(ids)])
+            id = ids[self._visited % len(ids)]
+            if id not in self._tended and self._visit_not_before.get(id, 0.0) <= now:
+                self._heard(id)
+                visits += 1
+                if visits == VISITS_PER_SWEEP:
+                    return
 
     async def _tick(self) -> None:
-        """Give open indexes their turn for what becomes due with time, and close those unused the longest."""
+        """Give open indexes their turn when it is due, and close those that nobody needs open."""
         while True:
             await asyncio.sleep(TICK_S)
-            await self._trim()
-            for id in list(self._tended):
-                self._give_turn(id)
+            await self._trim(self._settings.open_indexes_max)
+            now = time.monotonic()
+            for id, tending in list(self._tended.items()):
+                if tending.due_at <= now:
+                    self._give_turn(id)
+                elif id not in self._running and tending.is_at_rest and now - tending.wrote_at > IDLE_S:
+                    await self._let_go(id)
 
-    async def _trim(self) -> None:
+    async def _trim(self, count_max: int) -> None:
+        """Close those that were rung for longest ago."""
         for id in list(self._tended):
-            if len(self._tended) <= self._settings.open_indexes_max:
+            if len(self._tended) <= count_max:
                 return
             # Asked for each anew: a ring may have come while the one before was let go.
             tending = self._tended.get(id)

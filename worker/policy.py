@@ -85,6 +85,12 @@ def due(
     return _merge(segments, idle_ms, settings)
 
 
+def due_after_ms(tail: TailFacts, segments: Items[SegmentFacts], *, settings: Settings) -> tuple[int, ...]:
+    """The times without writes after which `due` may have another answer."""
+    seal = (settings.seal_idle_ms,) if tail.mutations and tail.bytes > IDLE_SEAL_BYTES else ()
+    return (*seal, settings.merge_idle_ms) if len(segments) > 1 else seal
+
+
 def tail_is_over(tail_bytes: int, settings: Settings) -> bool:
     """Whether applying has to wait for a seal: queries stay fast and `/info` says the truth."""
     return tail_bytes >= settings.tail_bytes_max

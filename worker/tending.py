@@ -7,6 +7,7 @@ applying goes on, and its result is published by the turn that follows.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -24,13 +25,15 @@ from worker.apply import POISON, apply_next
 from worker.collect import Collector
 from worker.jobs import BuildAnswer, BuildFailed, BuildJob, run_builder
 from worker.lease import Registration
-from worker.policy import Backfill, Job, Merge, Seal, SegmentFacts, TailFacts, due, tail_is_over
+from worker.policy import Backfill, Job, Merge, Seal, SegmentFacts, TailFacts, due, due_after_ms, tail_is_over
 
 log = structlog.get_logger()
 
 BUILD_RETRY_S = 5.0
 """How long after a failed build the next is tried; it doubles up to the maximum."""
 BUILD_RETRY_MAX_S = 300.0
+RETRY_S = 0.5
+"""How long after a turn that failed the next is due."""
 
 
 class Tending:
@@ -43,12 +46,15 @@ class Tending:
         registration: Registration,
         builders: asyncio.Semaphore,
         published: Callable[[], None],
+        wanted: Callable[[], None] = lambda: None,
     ) -> None:
+        """`published` is called when something became visible, `wanted` when a build's end calls for a turn."""
         self.index = index
         self._settings = settings
         self._registration = registration
         self._builders = builders
         self._published = published
+        self._wanted = wanted
         self._collector = Collector(index, settings)
         self._build: asyncio.Task[None] | None = None
         self._build_retry_s = BUILD_RETRY_S
@@ -56,6 +62,9 @@ class Tending:
         self._wrote_at = time.monotonic()
         self._careful = False
         self._stopping = False
+        self._due_at = time.monotonic()
+        self._is_built = False
+        """Whether nothing will be due to be built until somebody writes."""
 
     def stop(self) -> None:
         """Finish the transaction under way and begin no other."""
@@ -66,16 +75,35 @@ class Tending:
         """Whether a build runs or waits."""
         return self._build is not None and not self._build.done()
 
+    @property
+    def due_at(self) -> float:
+        """When the next turn is due though nobody rings, by the monotonic clock."""
+        return self._due_at
+
+    @property
+    def wrote_at(self) -> float:
+        """When mutations were last applied here, or the index was opened."""
+        return self._wrote_at
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is left to do until somebody writes."""
+        return self._is_built and not self.is_busy and self._collector.is_at_rest
+
     async def turn(self) -> bool:
         """Do everything that is due; False when the index belongs to another worker."""
+        # If this turn fails, another is due soon.
+        self._due_at, self._is_built = time.monotonic() + RETRY_S, False
         if not self.index.epoch and not await self._take():
             return False
         try:
+            self.index.check_held()
             await self._apply_all()
             if self._stopping:
                 return True
-            await self._plan_build()
+            build_due_at = await self._plan_build()
             await self._collector.turn()
+            self._due_at = min(build_due_at, self._collector.due_at())
         except LeaseLost:
             # Another worker took the index while this one was stopped; it goes on from where the state is.
             log.warning("lease.lost", index=self.index.spec.id)
@@ -116,25 +144,35 @@ class Tending:
     def _tail_is_over(self) -> bool:
         return tail_is_over(self.index.tail_bytes(self.index.state().sealed_through), self._settings)
 
-    async def _plan_build(self) -> None:
-        if self.is_busy or time.monotonic() < self._build_not_before:
-            return
-        job = await self._due()
+    async def _plan_build(self) -> float:
+        """Begin the build that is due; when none is, the time when one may be."""
+        now = time.monotonic()
+        if self.is_busy:
+            return math.inf  # Its end asks for a turn.
+        if now < self._build_not_before:
+            return self._build_not_before
+        tail, segments = self._tail(), self.index.segments()
+        # A small index has no segments, and then nothing here needs its snapshot in memory.
+        facts = await self._segments() if segments else []
+        idle_ms = round((now - self._wrote_at) * 1000)
+        job = due(tail, facts, self.index.metadata_indexes(), idle_ms=idle_ms, settings=self._settings)
         if job is not None:
             self._build = asyncio.create_task(self._run(job), name="build")
+            self._build.add_done_callback(lambda _: None if self._stopping else self._wanted())
+            return math.inf
+        waits_ms = due_after_ms(tail, facts, settings=self._settings)
+        later = [at for ms in waits_ms if (at := self._wrote_at + ms / 1000) > now]
+        self._is_built = not later
+        return min(later, default=math.inf)
 
-    async def _due(self) -> Job | None:
+    def _tail(self) -> TailFacts:
         state = self.index.state()
-        tail = TailFacts(
+        return TailFacts(
             through=state.applied,
             bytes=self.index.tail_bytes(state.sealed_through),
             # Deletes have no rows to seal; they count all the same, for their bodies leave the log by being sealed.
             mutations=state.applied - state.sealed_through,
         )
-        idle_ms = int((time.monotonic() - self._wrote_at) * 1000)
-        # A small index has no segments, and then nothing here needs its snapshot in memory.
-        segments = await self._segments() if self.index.segments() else []
-        return due(tail, segments, self.index.metadata_indexes(), idle_ms=idle_ms, settings=self._settings)
 
     async def _segments(self) -> list[SegmentFacts]:
         snapshot = await self.index.snapshot()
@@ -229,6 +267,7 @@ class Tending:
 
     async def close(self) -> None:
         """Stop building and let go of the index."""
+        self._stopping = True
         if self._build is not None:
             self._build.cancel()
             await asyncio.gather(self._build, return_exceptions=True)

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import structlog
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.log import LogReader
+from storage.backends.sqlite.migrate import is_current_by, migrate
 from storage.backends.sqlite.state import Advance, Manifest, PartRow, SegmentRow, State, StateReader
 from storage.batch import unpack_vectors
 from storage.errors import StateDamaged, StoreBusy
@@ -32,9 +36,13 @@ from storage.tail import Tail
 
 log = structlog.get_logger()
 
+_AnyReader = TypeVar("_AnyReader", StateReader, LogReader)
+
 OPEN_TRIES_MAX = 5
 INLINE_BYTES_MAX = 1024 * 1024
 """Catching up on more than this goes to a thread: reading and copying it would hold up every other request."""
+INLINE_ROWS_MAX = 10_000
+"""Opening an index with more versions, or more mutations, goes to a thread as well."""
 SWAP_RETRY_S = 1.0
 """How long after a layout could not be opened it is tried again."""
 
@@ -49,8 +57,8 @@ class IndexReader:
     def __init__(self, spec: IndexSpec, folder: IndexFolder) -> None:
         self.spec = spec
         self._folder = folder
-        self._state_reader = StateReader(Reader(folder.state))
-        self._log = LogReader(folder)
+        self._state_reader = _current(lambda: StateReader(Reader(folder.state)), folder.state, "state")
+        self._log = _current(lambda: LogReader(folder), folder.log, "log")
         self._following = asyncio.Lock()
         self._relayout: asyncio.Task[None] | None = None
         self._seen_version = -1
@@ -107,7 +115,9 @@ class IndexReader:
     async def _follow(self, state: State) -> _Opened:
         opened = self._opened
         if opened is None:
-            opened = await asyncio.to_thread(self._open)
+            opened = self._open_small(state)
+            if opened is None:
+                opened = await asyncio.to_thread(self._open)
         elif opened.snapshot.applied < state.applied:
             opened = await self._catch_up(opened)
         self._opened = opened
@@ -156,13 +166,24 @@ class IndexReader:
         """Read the manifest and everything it names; again when something is already gone."""
         # In a thread, so on connections of its own: a read on the event loop's would see the moment this one began.
         with closing(StateReader(Reader(self._folder.state))) as reader, closing(LogReader(self._folder)) as log:
-            for _ in range(OPEN_TRIES_MAX):
-                manifest = reader.manifest()
-                try:
-                    segments = self._segments(manifest, ready or {})
-                    return self._assemble(manifest, segments, log)
-                except _Outdated:
-                    continue
+            return self._open_by(reader, log, ready or {})
+
+    def _open_small(self, state: State) -> _Opened | None:
+        """Open an index that is read in less time than another connection takes; None for one that may not be."""
+        if state.next_label > INLINE_ROWS_MAX or state.applied > INLINE_ROWS_MAX or state.layout:
+            return None
+        if state.applied_bytes > INLINE_BYTES_MAX:
+            return None
+        return self._open_by(self._state_reader, self._log, {})
+
+    def _open_by(self, reader: StateReader, log: LogReader, ready: dict[str, OpenSegment]) -> _Opened:
+        for _ in range(OPEN_TRIES_MAX):
+            manifest = reader.manifest()
+            try:
+                segments = self._segments(manifest, ready)
+                return self._assemble(manifest, segments, log)
+            except _Outdated:
+                continue
         raise StateDamaged(
             f"index {self.spec.name!r}: {OPEN_TRIES_MAX} manifests in a row named files or log bodies that do not exist"
         )
@@ -220,6 +241,20 @@ class IndexReader:
         async with self._following:
             self._state_reader.close()
             self._log.close()
+
+
+def _current(opened: Callable[[], _AnyReader], path: Path, kind: str) -> _AnyReader:
+    """A reader of a database that has the schema of this program: an older one is brought up to date first."""
+    reader = opened()
+    try:
+        if is_current_by(reader.rows, path, kind):
+            return reader
+    except BaseException:
+        reader.close()
+        raise
+    reader.close()
+    migrate(path, kind)
+    return opened()
 
 
 class _Opened:

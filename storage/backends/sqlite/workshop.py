@@ -21,8 +21,8 @@ from storage.apply import Applied, Effects
 from storage.backends.sqlite.catalogue import Catalogue
 from storage.backends.sqlite.database import Database, Reader
 from storage.backends.sqlite.folder import DRAFT_PREFIX, DataFolder, IndexFolder
-from storage.backends.sqlite.log import LoggedMutation, LogReader
-from storage.backends.sqlite.migrate import is_current, migrate
+from storage.backends.sqlite.glance import Glance, glance
+from storage.backends.sqlite.log import LoggedMutation
 from storage.backends.sqlite.pruning import LogPruner
 from storage.backends.sqlite.reader import IndexReader
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader, StateWriter
@@ -68,26 +68,16 @@ class Workshop:
         known = self._catalogue.by_id(id)
         if known is None or not known[1]:
             return None
-        folder = self.data.index(id)
-        for path, kind in ((folder.log, "log"), (folder.state, "state")):
-            if not is_current(path, kind):
-                await asyncio.to_thread(migrate, path, kind)
-        return await WorkIndex.open(known[0], folder, self.settings)
+        return await WorkIndex.open(known[0], self.data.index(id), self.settings)
 
     def witnessed(self, id: IndexId) -> Sequence:
         """The newest mutation that the witness knows of: one small read, and behind the log at the most."""
         witness = read_witness(self.data.index(id).witness)
         return Sequence(0) if witness is None else witness.sequence
 
-    def glance(self, id: IndexId) -> tuple[Sequence, Sequence]:
-        """(newest, applied) of an index without keeping it open."""
-        folder = self.data.index(id)
-        state_reader, log = StateReader(Reader(folder.state)), LogReader(folder)
-        try:
-            return log.head()[0].sequence, state_reader.state().applied
-        finally:
-            state_reader.close()
-            log.close()
+    def glance(self, id: IndexId) -> Glance:
+        """How an index is, without keeping it open."""
+        return glance(self.data.index(id))
 
     def owner(self, id: IndexId) -> str:
         """The worker that holds an index, "" for none, without keeping the index open."""
@@ -131,7 +121,8 @@ class Workshop:
     def _is_empty(self, id: IndexId) -> bool:
         """Whether it is certain that nothing was ever written to an index."""
         try:
-            return not any((*self.glance(id), self.witnessed(id)))
+            found = self.glance(id)
+            return not any((found.head, found.applied, self.witnessed(id)))
         except StorageError:
             return False
 
@@ -150,22 +141,24 @@ class Workshop:
 class WorkIndex:
     """One index that a worker may hold. `epoch` is 0 while it does not."""
 
-    def __init__(self, spec: IndexSpec, folder: IndexFolder, writer: StateWriter, settings: Settings) -> None:
+    def __init__(
+        self, spec: IndexSpec, folder: IndexFolder, writer: StateWriter, reader: IndexReader, settings: Settings
+    ) -> None:
         self.spec = spec
         self.folder = folder
         self.epoch = 0
         self._writer = writer
-        self._reader = IndexReader(spec, folder)
+        self._reader = reader
         self._pruner = LogPruner(folder, settings.lock_timeout_ms)
 
     @classmethod
     async def open(cls, spec: IndexSpec, folder: IndexFolder, settings: Settings) -> WorkIndex:
-        """Open the databases of an index."""
-        database = await Database.open(folder.state)
+        """Open the databases of an index; those of an older program are brought up to date first."""
+        reader = IndexReader(spec, folder)
         try:
-            return cls(spec, folder, StateWriter(database), settings)
+            return cls(spec, folder, StateWriter(await Database.open(folder.state)), reader, settings)
         except BaseException:
-            await database.close()
+            await reader.close()
             raise
 
     def state(self) -> State:
@@ -198,6 +191,11 @@ class WorkIndex:
                 f"index {self.spec.name!r} has applied mutation {state.applied}, and its log ends at {head} or has "
                 "another mutation there: a part of the log was lost; restore a backup"
             )
+
+    def check_held(self) -> None:
+        """Raise LeaseLost when another worker took the index: whoever has nothing to write would not find out."""
+        if self.state().epoch != self.epoch:
+            raise LeaseLost(f"epoch is {self.state().epoch}, not {self.epoch}")
 
     async def release(self) -> None:
         """Own the index no longer."""
@@ -288,10 +286,18 @@ class WorkIndex:
 
     async def forget(self, *, removed_before_ms: int, outcomes_before_ms: int) -> None:
         """Drop what no cursor and no caller can ask for any more."""
-        rows = self._reader.state_reader.rows(
+        reader = self._reader.state_reader
+        # What is oldest is looked at first: in most minutes nothing has become old enough.
+        removed = reader.rows(
+            "SELECT 1 FROM vectors WHERE removed > 0 AND removed_ms < ? LIMIT 1", (removed_before_ms,)
+        )
+        oldest = reader.rows("SELECT applied_ms FROM outcomes ORDER BY sequence LIMIT 1")
+        if not removed and not any(applied_ms < outcomes_before_ms for (applied_ms,) in oldest):
+            return
+        [(through,)] = reader.rows(
             "SELECT coalesce(max(sequence), 0) FROM outcomes WHERE applied_ms < ?", (outcomes_before_ms,)
         )
-        await self._writer.forget(self.epoch, removed_before_ms=removed_before_ms, outcomes_through=rows[0][0])
+        await self._writer.forget(self.epoch, removed_before_ms=removed_before_ms, outcomes_through=through)
 
     async def forget_sealed(self, snapshot: Snapshot) -> None:
         """Drop parts that are sealed, and tombstones of rows that lie nowhere any more."""
