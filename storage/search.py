@@ -11,7 +11,9 @@ then `Prepared.work_bytes` what each will cost, and takes what `is_long` to a th
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from storage import plan as planning
 from storage.filters import Filter, FilterRules, path_of, paths
 from storage.indexes import flat
+from storage.indexes.flat import Question
 from storage.masks import matching as matching_rows
 from storage.plan import Plan, PlanKind
 from storage.records import Metric
@@ -33,6 +36,8 @@ METADATA_ROW_BYTES = 16 * 1024
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
+_NO_ROWS = np.empty(0, dtype=np.int64)
+_NO_SCORES = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +67,7 @@ class Query:
         return self.count + self.offset
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """One answer; `part` and `row` say where the rest of it lies."""
 
     id: str
@@ -107,7 +111,7 @@ class PreparedPart:
 class Prepared:
     """A query of which only the search is left to do."""
 
-    metric: Metric
+    question: Question
     query: Query
     parts: tuple[PreparedPart, ...]
 
@@ -148,7 +152,7 @@ def prepare(snapshot: Snapshot, query: Query) -> Prepared:
     assert len(query.vector) == snapshot.spec.config.dimensions
     masks = matching_rows(snapshot, query.namespace, query.filter, query.rules)
     return Prepared(
-        metric=snapshot.spec.config.metric,
+        question=Question(snapshot.spec.config.metric, query.vector),
         query=query,
         parts=tuple(
             _prepare_part(live_part, mask, query) for live_part, mask in zip(snapshot.parts, masks, strict=True)
@@ -158,16 +162,13 @@ def prepare(snapshot: Snapshot, query: Query) -> Prepared:
 
 def run(prepared: Prepared) -> Found:
     """Search every part and merge what was found."""
-    rows, scores, explanations = [], [], []
+    found, explanations = [], []
     for part in prepared.parts:
-        candidates, explanation = _search_part(prepared.metric, part, prepared.query)
-        rows.append(candidates)
-        scores.append(
-            flat.scores_of(prepared.metric, part.live_part.part.vectors, prepared.query.vector, rows=candidates)
-        )
+        rows, scores, explanation = _search_part(prepared.question, part, prepared.query)
         explanations.append(explanation)
-    parts = [part.live_part.part for part in prepared.parts]
-    hits = _merge(prepared.metric, parts, rows, scores, wanted=prepared.query.wanted)
+        if len(rows):
+            found.append((part.live_part.part, rows, scores))
+    hits = _merge(prepared.question.metric, found, wanted=prepared.query.wanted)
     return Found(hits=hits[prepared.query.offset :], explanations=tuple(explanations))
 
 
@@ -185,17 +186,19 @@ def _prepare_part(live_part: LivePart, mask: Mask, query: Query) -> PreparedPart
     return PreparedPart(live_part=live_part, mask=mask, matching=matching, plan=plan)
 
 
-def _search_part(metric: Metric, prepared: PreparedPart, query: Query) -> tuple[Rows, PartExplanation]:
+def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tuple[Rows, Scores, PartExplanation]:
+    """Rows among which are the best of the part, and their exact scores."""
     part = prepared.live_part.part
-    plan, rows = prepared.plan, np.empty(0, dtype=np.int64)
+    plan, rows, scores = prepared.plan, _NO_ROWS, _NO_SCORES
     while plan.kind is PlanKind.GRAPH:
-        rows = _graph_rows(metric, part, prepared.mask, query, plan)
+        rows, scores = _graph_rows(question, prepared, query, plan)
         if len(rows) >= min(query.wanted, prepared.matching):
             break
         plan = planning.widen(plan, rows=part.rows, matching=prepared.matching, dimensions=len(query.vector))
     if plan.kind is PlanKind.EXACT:
-        rows = flat.candidates(metric, part.vectors, part.norms, query.vector, mask=prepared.mask, count=query.wanted)
-    return rows, PartExplanation(
+        rows = flat.candidates(question, part.vectors, part.norms, mask=prepared.mask, count=query.wanted)
+        scores = question.scores(part.vectors, rows, part.norms)
+    explanation = PartExplanation(
         name=part.name,
         rows=part.rows,
         live=prepared.live_part.live_count,
@@ -204,41 +207,53 @@ def _search_part(metric: Metric, prepared: PreparedPart, query: Query) -> tuple[
         expansion=plan.expansion,
         candidates=len(rows),
     )
+    return rows, scores, explanation
 
 
-def _graph_rows(metric: Metric, part: Part, mask: Mask, query: Query, plan: Plan) -> Rows:
-    """The matching rows that the graph finds, and the best of those it is known not to find."""
-    graph = part.graph
-    assert graph is not None
-    found = graph.search(query.vector, count=plan.count, expansion=plan.expansion)
-    found = found[mask[found]]
-    side = graph.side
-    if not len(side):
-        return found
-    best = flat.candidates_among(
-        metric, part.vectors, part.norms, query.vector, rows=side[mask[side]], count=query.wanted
-    )
-    return np.union1d(found, best)
+def _graph_rows(question: Question, prepared: PreparedPart, query: Query, plan: Plan) -> tuple[Rows, Scores]:
+    """The matching rows that the graph finds, and those it is known not to find that are as good."""
+    part = prepared.live_part.part
+    assert part.graph is not None
+    rows = part.graph.search(query.vector, count=plan.count, expansion=plan.expansion)
+    if prepared.matching < part.rows:
+        rows = rows[prepared.mask[rows]]
+    scores = question.scores(part.vectors, rows, part.norms)
+    side = part.side
+    if not len(side.rows):
+        return rows, scores
+    lost = side.rows
+    if len(rows) >= query.wanted:
+        key = scores if question.metric.lower_is_better else -scores
+        last = int(np.argpartition(key, query.wanted - 1)[query.wanted - 1])
+        lost = side.near(question, worst=float(scores[last]))
+    lost = lost[prepared.mask[lost]]
+    if len(lost):
+        lost = np.setdiff1d(lost, rows, assume_unique=True)
+    if not len(lost):
+        return rows, scores
+    missed = question.scores(part.vectors, lost, part.norms)
+    return np.concatenate([rows, lost]), np.concatenate([scores, missed])
 
 
-def _merge(
-    metric: Metric, parts: list[Part], rows: list[Rows], scores: list[Scores], *, wanted: int
-) -> tuple[Hit, ...]:
+def _merge(metric: Metric, found: Items[tuple[Part, Rows, Scores]], *, wanted: int) -> tuple[Hit, ...]:
     """The best of all parts: by score, equal scores by id."""
-    if not parts:
+    if not found:
         return ()
-    part_of = np.repeat(np.arange(len(parts)), [len(found) for found in rows])
-    row, score = np.concatenate(rows), np.concatenate(scores)
+    score = np.concatenate([scores for _, _, scores in found]) if len(found) > 1 else found[0][2]
     key = score if metric.lower_is_better else -score
+    near = np.arange(len(key))
     if len(key) > wanted:
         # Only rows that can be answered are asked for their ids; those in a tie for the last place all are.
         near = np.flatnonzero(key <= np.partition(key, wanted - 1)[wanted - 1])
-        part_of, row, score, key = part_of[near], row[near], score[near], key[near]
-    hits = [
-        Hit(parts[number].id_of(place), value, parts[number], place)
-        for number, place, value in zip(part_of.tolist(), row.tolist(), score.tolist(), strict=True)
-    ]
-    # Python orders text by code point, which is the order of its UTF-8 bytes.
-    sign = 1 if metric.lower_is_better else -1
-    hits.sort(key=lambda hit: (sign * hit.score, hit.id))
-    return tuple(hits[:wanted])
+    hits: list[tuple[float, Hit]] = []
+    start = 0
+    for part, rows, _ in found:
+        here = near[np.searchsorted(near, start) : np.searchsorted(near, start + len(rows))] if len(found) > 1 else near
+        for row, place_key, value in zip(
+            rows[here - start].tolist(), key[here].tolist(), score[here].tolist(), strict=True
+        ):
+            hits.append((place_key, Hit(part.id_of(row), value, part, row)))
+        start += len(rows)
+    # Python orders text by code point, which is the order of its UTF-8 bytes. Ids differ, so parts are never compared.
+    hits.sort()
+    return tuple(hit for _, hit in hits[:wanted])

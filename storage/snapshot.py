@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.filters import Compare, FilterRules
+from storage.indexes.flat import Gathered
 from storage.records import IndexSpec, MetadataIndex, Record, Sequence
 
 Mask = NDArray[np.bool_]
@@ -29,10 +30,6 @@ class Column(Protocol):
 
 class Graph(Protocol):
     """An approximate search of one part, with what is known of its quality."""
-
-    @property
-    def side(self) -> NDArray[np.int64]:
-        """Rows the graph cannot find by their own values; every search scans them exactly."""
 
     def expansion(self, *, count: int, recall: float) -> int:
         """The smallest expansion measured to reach `recall` at `count` answers, or 0 where none was."""
@@ -67,6 +64,10 @@ class Part(Protocol):
     @property
     def graph(self) -> Graph | None:
         """The graph, where the part has one."""
+
+    @property
+    def side(self) -> Gathered:
+        """Rows the graph cannot find by their own values; every search of it scans them exactly."""
 
     def id_of(self, row: int) -> str:
         """The id of one row."""

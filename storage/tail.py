@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from storage.batch import Batch
 from storage.filters import path_of
-from storage.indexes.flat import norms
+from storage.indexes.flat import Gathered, norms
 from storage.records import Label, MetadataIndex, Record, Sequence
 from storage.segment.columns import BoundColumn, FactorColumn
 from storage.snapshot import Mask
@@ -145,6 +145,11 @@ class TailPart:
     def graph(self) -> None:
         """None: a tail is short enough to be scanned."""
         return
+
+    @property
+    def side(self) -> Gathered:
+        """Nothing: there is no graph to miss a row."""
+        return Gathered.of(self.vectors, self.norms, np.zeros(0, np.int64))
 
     def id_of(self, row: int) -> str:
         """The id of one row."""

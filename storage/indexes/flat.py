@@ -44,6 +44,7 @@ _UNIT = 2.0**-24  # The unit roundoff of float32.
 _LENGTH_MIN = 1e-25
 _LENGTH_MAX = 1e37
 _SCORE_MAX = float(np.finfo(np.float32).max)
+_ZERO = np.float32(0)
 
 
 def norms(vectors: Floats) -> Doubles:
@@ -61,20 +62,10 @@ def scores(metric: Metric, vectors: Floats, query: Floats) -> Floats:
 
 def scores_of(metric: Metric, vectors: Floats, query: Floats, *, rows: RowNumbers) -> Floats:
     """The scores of some rows, in the order named."""
-    assert vectors.ndim == 2
-    assert query.shape == vectors.shape[1:]
-    result = np.empty(len(rows), dtype=np.float32)
-    wide = query.astype(np.float64)
-    for start, block in _exact_blocks(vectors, rows):
-        exact = np.clip(_exact_scores(metric, block, wide), -_SCORE_MAX, _SCORE_MAX)
-        result[start : start + len(block)] = exact
-    # Adding zero turns -0.0 into 0.0, which prints as a number and not as a riddle.
-    return result + np.float32(0)
+    return Question(metric, query).scores(vectors, rows)
 
 
-def candidates(
-    metric: Metric, vectors: Floats, lengths: Doubles, query: Floats, *, mask: Mask, count: int
-) -> RowNumbers:
+def candidates(question: Question, vectors: Floats, lengths: Doubles, *, mask: Mask, count: int) -> RowNumbers:
     """Ascending rows of `mask`, among them all that could be in the best `count`, ties at the end included.
 
     `lengths` are the `norms` of all rows. Few rows of a large matrix are gathered, many are scanned in place.
@@ -82,10 +73,9 @@ def candidates(
     assert len(mask) == len(vectors) == len(lengths)
     matching = int(np.count_nonzero(mask))
     if matching * GATHER_COST < len(mask):
-        return candidates_among(metric, vectors, lengths, query, rows=np.flatnonzero(mask), count=count)
+        return candidates_among(question, vectors, lengths, rows=np.flatnonzero(mask), count=count)
     matrix = np.asarray(vectors)
-    shortlist = _Shortlist(metric, count)
-    question = _Question.of(metric, query)
+    shortlist = _Shortlist(question.metric, count)
     for start in range(0, len(matrix), _SCAN_ROWS):
         block = slice(start, start + _SCAN_ROWS)
         lower, upper = question.bounds(matrix[block], lengths[block])
@@ -95,14 +85,13 @@ def candidates(
 
 
 def candidates_among(
-    metric: Metric, vectors: Floats, lengths: Doubles, query: Floats, *, rows: RowNumbers, count: int
+    question: Question, vectors: Floats, lengths: Doubles, *, rows: RowNumbers, count: int
 ) -> RowNumbers:
     """As `candidates`, among the rows named: each once, in ascending order."""
-    matrix = np.asarray(vectors)
-    shortlist = _Shortlist(metric, count)
     if len(rows) <= count:
         return rows
-    question = _Question.of(metric, query)
+    matrix = np.asarray(vectors)
+    shortlist = _Shortlist(question.metric, count)
     step = max(1, _GATHER_VALUES // max(1, matrix.shape[1]))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
@@ -112,24 +101,33 @@ def candidates_among(
     return shortlist.rows()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathered:
+    """Some rows of a part, ascending, fetched once so that every search may scan them in place."""
+
+    rows: RowNumbers
+    vectors: Floats
+    lengths: Doubles
+
+    @classmethod
+    def of(cls, vectors: Floats, lengths: Doubles, rows: RowNumbers) -> Gathered:
+        """Fetch these rows; `lengths` are the `norms` of all."""
+        return cls(rows=rows, vectors=np.asarray(vectors)[rows], lengths=lengths[rows])
+
+    def near(self, question: Question, *, worst: float) -> RowNumbers:
+        """Those whose score could be as good as `worst`, a score, by the bound of `candidates`."""
+        metric = question.metric
+        rank = worst * worst if metric is Metric.EUCLIDEAN else worst if metric.lower_is_better else -worst
+        lower, _ = question.bounds(self.vectors, self.lengths)
+        return self.rows[lower <= _ceiling(metric, rank)]
+
+
 def _exact_blocks(vectors: Floats, rows: RowNumbers) -> Iterator[tuple[int, Doubles]]:
     """The rows in float64, a bounded number at a time, each block with its place among them."""
     matrix = np.asarray(vectors)  # Plain arrays are cheaper to slice than memory maps.
     step = max(1, _EXACT_VALUES // max(1, matrix.shape[1]))
     for start in range(0, len(rows), step):
         yield start, matrix[rows[start : start + step]].astype(np.float64)
-
-
-def _exact_scores(metric: Metric, vectors: Doubles, query: Doubles) -> Doubles:
-    match metric:
-        case Metric.COSINE:
-            scale = _lengths(vectors) * _lengths(query[np.newaxis])
-            dots = _dots(vectors, query)
-            return np.divide(dots, scale, out=np.zeros_like(dots), where=scale != 0)
-        case Metric.EUCLIDEAN:
-            return _lengths(vectors - query)
-        case Metric.DOT_PRODUCT:
-            return -_dots(vectors, query)
 
 
 def _dots(vectors: Doubles, query: Doubles) -> Doubles:
@@ -144,38 +142,55 @@ def _lengths(vectors: Doubles) -> Doubles:
     return lengths
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A query made ready for a float32 product: scaled by a power of two to a length in [1/2, 1), or zero.
+class Question:
+    """A query made ready: for exact scores, and scaled for a float32 product of which the error is known.
 
     A row's *rank* is a number that orders rows as their scores do, lowest best: the negative cosine, the
     squared distance, or the negative dot product.
     """
 
-    metric: Metric
-    scaled: Floats
-    scale: float
-    scaled_length: float
-    length: float
-    margin: float
+    __slots__ = ("_length", "_margin", "_scale", "_scaled", "_scaled_length", "_wide", "metric")
 
-    @classmethod
-    def of(cls, metric: Metric, query: Floats) -> _Question:
-        wide = query.astype(np.float64)
-        length = float(_lengths(wide[np.newaxis])[0])
-        exponent = int(np.frexp(length)[1])
+    def __init__(self, metric: Metric, query: Floats) -> None:
+        assert query.ndim == 1
+        self.metric = metric
+        self._wide: Doubles = query.astype(np.float64)
+        self._length = float(_lengths(self._wide[np.newaxis])[0])
+        # By a power of two, to a length in [1/2, 1), or zero.
+        exponent = math.frexp(self._length)[1]
+        self._scaled: Floats = np.ldexp(self._wide, -exponent).astype(np.float32)
+        self._scale = math.ldexp(1.0, exponent)
+        self._scaled_length = math.ldexp(self._length, -exponent)
         # The error of a dot product of n terms is at most n u / (1 - n u) times the product of the lengths,
         # in whatever order it is summed. The eight terms more pay for what underflows and for the float64
         # arithmetic here and in `scores`, which is 2^29 times finer.
         terms = (len(query) + 8) * _UNIT
-        return cls(
-            metric=metric,
-            scaled=np.ldexp(wide, -exponent).astype(np.float32),
-            scale=float(np.ldexp(1.0, exponent)),
-            scaled_length=float(np.ldexp(length, -exponent)),
-            length=length,
-            margin=terms / (1 - terms),
-        )
+        self._margin = terms / (1 - terms)
+
+    def scores(self, vectors: Floats, rows: RowNumbers, lengths: Doubles | None = None) -> Floats:
+        """The scores of some rows, in the order named. `lengths` are the `norms` of all, where they are at hand."""
+        assert vectors.ndim == 2
+        assert self._wide.shape == vectors.shape[1:]
+        result = np.empty(len(rows), dtype=np.float32)
+        for start, block in _exact_blocks(vectors, rows):
+            place = slice(start, start + len(block))
+            result[place] = self._exact(block, None if lengths is None else lengths[rows[place]])
+        # Adding zero turns -0.0 into 0.0, which prints as a number and not as a riddle.
+        result += _ZERO
+        return result
+
+    def _exact(self, vectors: Doubles, lengths: Doubles | None) -> Doubles:
+        match self.metric:
+            case Metric.COSINE:
+                scale = (_lengths(vectors) if lengths is None else lengths) * self._length
+                scale[scale == 0] = np.inf  # Of the zero vector the dot product is zero, and so is the score.
+                dots = _dots(vectors, self._wide)
+                dots /= scale
+                return dots
+            case Metric.EUCLIDEAN:
+                return np.minimum(_lengths(vectors - self._wide), _SCORE_MAX)
+            case Metric.DOT_PRODUCT:
+                return np.minimum(np.maximum(-_dots(vectors, self._wide), -_SCORE_MAX), _SCORE_MAX)
 
     def bounds(self, vectors: Floats, lengths: Doubles) -> tuple[Doubles, Doubles]:
         """Between which two numbers the rank of each row lies."""
@@ -183,32 +198,34 @@ class _Question:
         error: Doubles | float
         match self.metric:
             case Metric.COSINE:
-                divisor = lengths * -(self.scaled_length or 1.0)
+                divisor = lengths * -(self._scaled_length or 1.0)
                 divisor[divisor == 0] = 1.0
-                error = self.margin
+                error = self._margin
                 rank = np.divide(dots, divisor, out=dots)
             case Metric.DOT_PRODUCT:
-                error = lengths * (self.margin * self.length)
-                rank = np.multiply(dots, -self.scale, out=dots)
+                error = lengths * (self._margin * self._length)
+                rank = np.multiply(dots, -self._scale, out=dots)
             case Metric.EUCLIDEAN:
                 # |v|^2 - 2 v.q + |q|^2 is off by at most margin * 2 |v| |q|, which is no more than this.
-                error = np.square(lengths + self.length)
-                error *= self.margin / 2
+                error = np.square(lengths + self._length)
+                error *= self._margin / 2
                 rank = lengths * lengths
-                rank -= dots * (2 * self.scale)
-                rank += self.length * self.length
+                rank -= dots * (2 * self._scale)
+                rank += self._length * self._length
         return rank - error, rank + error
 
     def _dots(self, vectors: Floats, lengths: Doubles) -> Doubles:
+        if not len(lengths) or (lengths.min() >= _LENGTH_MIN and lengths.max() <= _LENGTH_MAX):
+            ordinary: Doubles = np.matmul(vectors, self._scaled).astype(np.float64)
+            return ordinary
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            dots: Doubles = np.matmul(vectors, self.scaled).astype(np.float64)
-        if lengths.min(initial=1.0) < _LENGTH_MIN or lengths.max(initial=1.0) > _LENGTH_MAX:
-            beyond = np.flatnonzero((lengths != 0) & ((lengths < _LENGTH_MIN) | (lengths > _LENGTH_MAX)))
-            wide = self.scaled.astype(np.float64)
-            step = max(1, _EXACT_VALUES // max(1, vectors.shape[1]))
-            for start in range(0, len(beyond), step):
-                rows = beyond[start : start + step]
-                dots[rows] = _dots(vectors[rows].astype(np.float64), wide)
+            dots: Doubles = np.matmul(vectors, self._scaled).astype(np.float64)
+        beyond = np.flatnonzero((lengths != 0) & ((lengths < _LENGTH_MIN) | (lengths > _LENGTH_MAX)))
+        wide = self._scaled.astype(np.float64)
+        step = max(1, _EXACT_VALUES // max(1, vectors.shape[1]))
+        for start in range(0, len(beyond), step):
+            rows = beyond[start : start + step]
+            dots[rows] = _dots(vectors[rows].astype(np.float64), wide)
         return dots
 
 

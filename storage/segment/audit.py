@@ -245,10 +245,9 @@ def _worst_scores(subject: Subject, questions: Floats, counts: Items[int]) -> di
     everything = np.ones(len(subject.vectors), dtype=np.bool_)
     for question in questions:
         near = flat.candidates(
-            subject.space.metric,
+            flat.Question(subject.space.metric, question),
             subject.vectors,
             subject.norms,
-            question,
             mask=everything,
             count=max(counts),
         )

@@ -92,6 +92,8 @@ class OpenSegment:
         self._property_columns: OrderedDict[tuple[str, ...], FactorColumn] = OrderedDict()
         self._lock = Lock()
         self.graph: HnswGraph | None = _graph(folder, document, self.labels, damaged)
+        side = self.graph.side if self.graph is not None else np.zeros(0, np.int64)
+        self.side = flat.Gathered.of(self.vectors, self.norms, side)
         self.damaged = tuple(sorted(damaged))
 
     def has_columns(self, columns: tuple[ColumnFile, ...]) -> bool:
@@ -100,7 +102,8 @@ class OpenSegment:
 
     def id_of(self, row: int) -> str:
         """The id of one row."""
-        return self._ids[row].decode()
+        assert 0 <= row < self.rows
+        return self._ids.text(row)
 
     def record(self, row: int) -> Record:
         """One row as it is answered."""

@@ -38,6 +38,10 @@ class TextColumn(Sequence[bytes]):
             raise ValueError(f"{folder / (name + OFFSETS)} is not a whole number of offsets") from error
         return cls(offsets, mapped(folder / (name + BYTES)))
 
+    def text(self, row: int) -> str:
+        """One text, decoded."""
+        return str(self.content[self.offsets[row] : self.offsets[row + 1]], "utf-8")
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

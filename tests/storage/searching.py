@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from storage.batch import Batch
 from storage.filters import And, Compare, Comparison, Filter, FilterRules, Not, holds
+from storage.indexes.flat import Gathered
 from storage.plan import PlanKind
 from storage.records import (
     AccountId,
@@ -54,6 +55,7 @@ class PartWithGraph:
         self._part = part
         self.graph = graph
         self.name = name
+        self.side = Gathered.of(part.vectors, part.norms, getattr(graph, "side", np.zeros(0, np.int64)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)

@@ -47,7 +47,7 @@ def scan(
     mask: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     mask = np.ones(len(vectors), dtype=np.bool_) if mask is None else mask
-    return flat.candidates(metric, vectors, flat.norms(vectors), query, mask=mask, count=count)
+    return flat.candidates(flat.Question(metric, query), vectors, flat.norms(vectors), mask=mask, count=count)
 
 
 @pytest.mark.parametrize("metric", METRICS)
