@@ -157,11 +157,24 @@ class Space:
             case Metric.DOT_PRODUCT:
                 return np.concatenate([_unit(wide), np.zeros((len(wide), 1), np.float32)], axis=1)
 
+    def distances(self, asked: Floats, stored: Floats) -> Floats:
+        """How far stored vectors are from queries of this space, smaller is nearer: float32[queries, vectors]."""
+        dots: Floats = asked @ stored.T
+        if self.kind is MetricKind.IP:
+            return np.negative(dots, out=dots)
+        dots *= -2
+        dots += np.einsum("rd,rd->r", stored, stored)
+        return dots
+
+    @property
+    def block_rows(self) -> int:
+        """How many vectors are prepared at a time."""
+        return max(1, BLOCK_BYTES // (4 * self.dimensions))
+
     def blocks(self, vectors: Floats) -> Iterator[tuple[slice, Floats]]:
         """All vectors as they are stored, a bounded number at a time, with where they lie."""
-        step = max(1, BLOCK_BYTES // (4 * self.dimensions))
-        for start in range(0, len(vectors), step):
-            block = slice(start, min(start + step, len(vectors)))
+        for start in range(0, len(vectors), self.block_rows):
+            block = slice(start, min(start + self.block_rows, len(vectors)))
             yield block, self.stored(vectors[block])
 
     def _moved(self, vectors: NDArray[np.float64]) -> Floats:
@@ -324,6 +337,45 @@ class HnswGraph:
             return self._index.search(asked, count, threads=threads)
 
 
+class GraphDraft:
+    """A graph in memory that grows. Asked and added to in turn, never at once."""
+
+    def __init__(self, space: Space, labels: NDArray[np.uint64], vectors: Floats, *, form: Form, threads: int) -> None:
+        """`threads` 0 takes every core; with several, two graphs of the same rows differ."""
+        self._space = space
+        self._labels = labels
+        self._vectors = vectors
+        self._threads = threads
+        self._index = Index(
+            ndim=space.graph_dimensions,
+            metric=space.kind,
+            dtype=_SCALARS[form.precision],
+            connectivity=form.connectivity,
+            expansion_add=EXPANSION_ADD,
+            enable_key_lookups=False,
+        )
+
+    def add(self, kept: NDArray[np.bool_]) -> None:
+        """Add the rows of a mask."""
+        rows = np.flatnonzero(kept)
+        step = self._space.block_rows
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            self._index.add(self._labels[block], self._space.stored(self._vectors[block]), threads=self._threads)
+
+    def graph(self, twins: Twins) -> HnswGraph:
+        """What has been added so far, to be asked before more is."""
+        return HnswGraph(self._index, self._space, self._labels, twins, np.zeros(0, np.int64), Expansions({}, floor=0))
+
+    def save(self, path: Path) -> None:
+        """Write the graph to `path`, neither fsynced nor verified. Raises StoreFull."""
+        assert not path.exists(), "usearch truncates what it saves over, and a reader of it dies"
+        try:
+            self._index.save(path)
+        except RuntimeError as error:
+            raise StoreFull(f"usearch could not write {path}: {error}") from error
+
+
 def build_graph(
     path: Path,
     space: Space,
@@ -334,28 +386,12 @@ def build_graph(
     form: Form,
     threads: int,
 ) -> None:
-    """Write a new graph to `path`, neither fsynced nor verified. `threads` 0 takes every core.
-
-    With several threads two builds of the same rows differ. Raises StoreFull.
-    """
-    assert not path.exists(), "usearch truncates what it saves over, and a reader of it dies"
-    index = Index(
-        ndim=space.graph_dimensions,
-        metric=space.kind,
-        dtype=_SCALARS[form.precision],
-        connectivity=form.connectivity,
-        expansion_add=EXPANSION_ADD,
-        enable_key_lookups=False,
-    )
+    """Write a new graph of all rows but the twins to `path`. Raises StoreFull."""
     kept = np.ones(len(labels), dtype=np.bool_)
     kept[twins.rows] = False
-    for block, stored in space.blocks(vectors):
-        if kept[block].any():
-            index.add(labels[block][kept[block]], stored[kept[block]], threads=threads)
-    try:
-        index.save(path)
-    except RuntimeError as error:
-        raise StoreFull(f"usearch could not write {path}: {error}") from error
+    draft = GraphDraft(space, labels, vectors, form=form, threads=threads)
+    draft.add(kept)
+    draft.save(path)
 
 
 def view_graph(

@@ -34,7 +34,7 @@ from storage.indexes import flat
 from storage.indexes.hnsw import RECALLS, Space, Twins
 from storage.records import Label, MetadataIndex, Metric
 from storage.segment import format as layout
-from storage.segment.audit import Audit, Subject, build_audited
+from storage.segment.audit import Audit, build_audited
 from storage.segment.columns import pack_column
 from storage.segment.format import (
     ColumnFile,
@@ -43,6 +43,7 @@ from storage.segment.format import (
     SegmentInfo,
     pack_document,
 )
+from storage.segment.recall import Subject
 from storage.segment.source import SegmentSource
 
 if TYPE_CHECKING:

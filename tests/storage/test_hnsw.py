@@ -24,7 +24,8 @@ from storage.indexes.hnsw import (
     view_graph,
 )
 from storage.records import Metric
-from storage.segment.audit import SIDE_TWINS, Audit, Subject, build_audited, find_lost
+from storage.segment.audit import SIDE_TWINS, Audit, build_audited, find_lost
+from storage.segment.recall import Subject
 
 ROWS = 3_000
 DIMENSIONS = 24
