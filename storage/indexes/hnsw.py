@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -232,6 +233,39 @@ class Twins:
         return np.concatenate(pieces)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companions:
+    """Rows that a walk loses, each tied to rows near it that are found: `anchors[i]` brings `rows[i]` along.
+
+    `anchors` ascend. So what the links of the graph leave out is proposed wherever its neighbourhood is, without a
+    scan: a list of 650 such rows of 768 dimensions cost half as much to scan as the walk itself.
+    """
+
+    anchors: Rows
+    rows: Rows
+
+    @classmethod
+    def of(cls, pairs: NDArray[np.integer[Any]]) -> Companions:
+        """From pairs of an anchor and a row, in any order."""
+        ordered = pairs[np.argsort(pairs[:, 0], kind="stable")].astype(np.int64)
+        return cls(anchors=ordered[:, 0].copy(), rows=ordered[:, 1].copy())
+
+    @property
+    def pairs(self) -> Rows:
+        """The pairs again, ordered by anchor: int64[pairs, 2]."""
+        return np.stack([self.anchors, self.rows], axis=1)
+
+    def beside(self, found: Rows) -> Rows:
+        """What comes along with rows that were found, without those themselves; ascending, each once."""
+        if not len(self.anchors):
+            return self.rows
+        starts = self.anchors.searchsorted(found, side="left").tolist()
+        ends = self.anchors.searchsorted(found, side="right").tolist()
+        along = [self.rows[start:end] for start, end in zip(starts, ends, strict=True) if start < end]
+        return np.setdiff1d(np.concatenate(along), found) if along else self.rows[:0]
+
+
+NO_COMPANIONS = Companions(anchors=np.zeros(0, np.int64), rows=np.zeros(0, np.int64))
 NO_TWINS = Twins(firsts=np.zeros(0, np.int64), rows=np.zeros(0, np.int64))
 
 
@@ -276,9 +310,11 @@ class HnswGraph:
         twins: Twins,
         side: Rows,
         expansions: Expansions,
+        companions: Companions = NO_COMPANIONS,
     ) -> None:
         self._index = index
         self._twins = twins
+        self._companions = companions
         self._space = space
         self._labels = labels
         self._side = side
@@ -298,7 +334,7 @@ class HnswGraph:
         return self._expansions.at(count=count, recall=recall)
 
     def search(self, query: Floats, *, count: int, expansion: int) -> Rows:
-        """Rows of the `count` nearest that the walk found, best first, without repeats; may be fewer."""
+        """Rows of the `count` nearest that the walk found, best first, without repeats, and their companions."""
         assert query.shape == (self._space.dimensions,)
         asked = self._space.question(query)
         count = min(count, len(self._labels))
@@ -307,7 +343,11 @@ class HnswGraph:
             # Not through `Index.search`, which takes 25 us to look at its arguments and to wrap the answer.
             keys, _, found, *_ = self._index._compiled.search_many(asked, count, threads=1)  # noqa: SLF001
         rows = self._rows_of(keys[0, : found[0]])
-        return self._twins.behind(rows, count=count) if len(self._twins) else rows
+        along = self._companions.beside(rows)
+        if len(self._twins):
+            rows = self._twins.behind(rows, count=count)
+            along = np.setdiff1d(along, rows)
+        return np.concatenate([rows, along]) if len(along) else rows
 
     def _rows_of(self, labels: NDArray[np.uint64]) -> Rows:
         if self._gapless_from is not None:
@@ -403,6 +443,7 @@ def view_graph(
     twins: Twins,
     side: Rows,
     expansions: Expansions,
+    companions: Companions = NO_COMPANIONS,
 ) -> HnswGraph:
     """Map a finished graph. The caller has verified its checksum. Raises SegmentDamaged if it is another
     graph."""
@@ -415,7 +456,7 @@ def view_graph(
     wanted = (len(labels) - len(twins), space.graph_dimensions, space.kind, _SCALARS[form.precision])
     if found != wanted:
         raise SegmentDamaged(f"the graph {path} has (rows, dimensions, metric, numbers) {found}, not {wanted}")
-    return HnswGraph(index, space, labels, twins, side, expansions)
+    return HnswGraph(index, space, labels, twins, side, expansions, companions)
 
 
 _SCALARS = {Precision.BF16: ScalarKind.BF16, Precision.F32: ScalarKind.F32}

@@ -12,6 +12,7 @@
         slots/0/graph.usearch        derived    where the segment is large enough; with it
         slots/0/centre.f64           derived    where the graph's space has one
         slots/0/side.u32             derived    rows the graph does not find
+        slots/0/companions.u32       derived    pairs of a row the graph finds and one it loses that lies near it
         slots/0/twins.u32            derived    pairs of a row in the graph and a row alike that is not
         columns/<id>.col             derived    one per metadata index
 
@@ -54,6 +55,7 @@ NORMS = f"{SLOT}/norms.f64"
 GRAPH = f"{SLOT}/graph.usearch"
 CENTRE = f"{SLOT}/centre.f64"
 SIDE = f"{SLOT}/side.u32"
+COMPANIONS = f"{SLOT}/companions.u32"
 TWINS = f"{SLOT}/twins.u32"
 
 PRIMARY = (

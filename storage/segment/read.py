@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from storage.errors import SegmentDamaged
 from storage.indexes import flat
-from storage.indexes.hnsw import Expansions, HnswGraph, Space, Twins, view_graph
+from storage.indexes.hnsw import Companions, Expansions, HnswGraph, Space, Twins, view_graph
 from storage.records import IndexConfig, MetadataIndex, Record
 from storage.segment import format as layout
 from storage.segment.columns import FactorColumn, StoredColumn
@@ -168,7 +168,7 @@ def _stored_columns(
 
 def _graph(folder: Path, document: SegmentDocument, labels: NDArray[np.uint64], damaged: list[str]) -> HnswGraph | None:
     record = document.graph
-    if record is None or {layout.GRAPH, layout.SIDE, layout.TWINS, layout.CENTRE} & {*damaged}:
+    if record is None or {layout.GRAPH, layout.SIDE, layout.COMPANIONS, layout.TWINS, layout.CENTRE} & {*damaged}:
         return None
     space = Space(
         metric=document.metric,
@@ -178,6 +178,9 @@ def _graph(folder: Path, document: SegmentDocument, labels: NDArray[np.uint64], 
     )
     side = np.frombuffer(mapped(folder / layout.SIDE), dtype="<u4").astype(np.int64)
     twins = np.frombuffer(mapped(folder / layout.TWINS), dtype="<u4").astype(np.int64).reshape(-1, 2)
+    companions = np.zeros((0, 2), dtype=np.int64)
+    if layout.COMPANIONS in document.files:  # Segments written before there were any have none.
+        companions = np.frombuffer(mapped(folder / layout.COMPANIONS), dtype="<u4").reshape(-1, 2)
     expansions = Expansions(record.expansions, floor=record.expansion_min)
     try:
         return view_graph(
@@ -188,6 +191,7 @@ def _graph(folder: Path, document: SegmentDocument, labels: NDArray[np.uint64], 
             twins=Twins(firsts=twins[:, 0].copy(), rows=twins[:, 1].copy()),
             side=side,
             expansions=expansions,
+            companions=Companions.of(companions),
         )
     except SegmentDamaged:
         damaged.append(layout.GRAPH)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.indexes import flat
-from storage.indexes.hnsw import COUNTS, HnswGraph, Space, Twins, candidate_count
+from storage.indexes.hnsw import COUNTS, Companions, HnswGraph, Space, Twins, candidate_count
 from storage.records import Metric
 
 Floats = NDArray[np.float32]
@@ -25,10 +25,10 @@ Rows = NDArray[np.int64]
 
 LADDER = (16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
 """The expansions that are tried, in order."""
-HELD_MAX = 512
+HELD_MAX = 256
 """The vectors held out; of a small segment, one of HELD_SHARE."""
 HELD_SHARE = 8
-_QUESTIONS = {160: 256, 512: 128}  # From these expansions on, fewer questions: they are dear, and recalls vary less.
+_QUESTIONS = {256: 128}  # From these expansions on, fewer questions: they are dear, and recalls vary less.
 _SEED = 20_261_121
 _SPARE = 20  # What float32 may mix up at the end of a list of the nearest.
 _SCORES = 1 << 22  # 16 MiB of float32 at a time.
@@ -52,7 +52,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One question: the rows that are right answers, by number of answers."""
+    """One question, and the rank of the last right answer by number of answers."""
 
     vector: Floats
     worst: dict[int, float]
@@ -65,27 +65,34 @@ class Measured:
         self._subject = subject
         self._asked: list[_Asked] = []
         self._found: dict[tuple[int, int], list[Rows]] = {}
-        """By number of answers and expansion: the right rows found for each of the first questions."""
+        """By number of answers and expansion: the rows found for each of the first questions."""
 
-    def expansions(self, *, side: Rows, expansion_min: int, recalls: Items[float]) -> dict[int, dict[float, int]]:
+    def expansions(
+        self, *, side: Rows, companions: Companions, expansion_min: int, recalls: Items[float]
+    ) -> dict[int, dict[float, int]]:
         """The smallest expansion that reaches each recall, by number of answers; a recall not reached is absent.
 
-        As in a search, the side list is scanned with what the graph proposes. A recall counts as reached when the
-        mean lies above it by its standard error.
+        As in a search, the side list is scanned and companions come along with what the graph proposes. A recall
+        counts as reached when the mean lies above it by its standard error.
         """
-        right = {
-            count: [side[self._subject.ranks(asked.vector, side) <= asked.worst[count]] for asked in self._asked]
-            for count in {count for count, _ in self._found}
-        }
         reached: dict[int, dict[float, int]] = {count: {} for count in COUNTS}
         for (count, expansion), found in self._found.items():
-            if expansion < expansion_min:
+            wanted = [recall for recall in recalls if recall not in reached[count]]
+            if expansion < expansion_min or not wanted:
                 continue
-            recall = _recall([np.union1d(*both) for both in zip(found, right[count], strict=False)], count)
-            for wanted in recalls:
-                if recall >= wanted:
-                    reached[count].setdefault(wanted, expansion)
+            whole = [np.union1d(rows, np.concatenate([side, companions.beside(rows)])) for rows in found]
+            recall = self._recall(whole, count)
+            reached[count] |= {one: expansion for one in wanted if recall >= one}
         return reached
+
+    def _recall(self, found: Items[Rows], count: int) -> float:
+        """The mean share of the right answers, less its standard error."""
+        right = [
+            int((self._subject.ranks(asked.vector, rows) <= asked.worst[count]).sum())
+            for asked, rows in zip(self._asked, found, strict=False)
+        ]
+        shares = np.minimum(right, count) / count
+        return float(shares.mean() - shares.std() / math.sqrt(len(shares)))
 
     @classmethod
     def of(cls, graph: HnswGraph, subject: Subject, held: Rows, *, recall_max: float, threads: int) -> Measured:
@@ -103,17 +110,14 @@ class Measured:
         for count in counts:
             for expansion in _steps(count):
                 found = measured._ask(graph, asked, count, expansion, threads)
-                if _recall(found, count) >= recall_max:
+                if measured._recall(found, count) >= recall_max:
                     break
         return measured
 
     def _ask(self, graph: HnswGraph, asked: Floats, count: int, expansion: int, threads: int) -> list[Rows]:
         number = min([HELD_MAX, *(most for step, most in _QUESTIONS.items() if expansion >= step)])
         lines = graph.walk(asked[:number], count=candidate_count(count), expansion=expansion, threads=threads)
-        found = []
-        for question, line in zip(self._asked, lines, strict=False):
-            listed = self._subject.twins.behind(line[line >= 0], count=len(line))
-            found.append(listed[self._subject.ranks(question.vector, listed) <= question.worst[count]])
+        found = [self._subject.twins.behind(line[line >= 0], count=len(line)) for line in lines]
         self._found[count, expansion] = found
         return found
 
@@ -135,12 +139,6 @@ def _steps(count: int) -> list[int]:
     """The expansions worth trying: a graph never looks at less than it is asked to list."""
     least = candidate_count(count)
     return [step for step, following in zip(LADDER, (*LADDER[1:], math.inf), strict=True) if following > least]
-
-
-def _recall(found: Items[Rows], count: int) -> float:
-    """The mean share of the right answers, less its standard error."""
-    shares = np.minimum([len(rows) for rows in found], count) / count
-    return float(shares.mean() - shares.std() / math.sqrt(len(shares)))
 
 
 def _nearest(subject: Subject, asked: Floats, held: Rows, *, count: int) -> Rows:

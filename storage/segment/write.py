@@ -218,6 +218,7 @@ class _Writing:
         finish(self._folder / layout.GRAPH)
         self._files[layout.GRAPH] = sum_file(self._folder / layout.GRAPH)
         self._array(layout.SIDE, audit.side.astype("<u4"))
+        self._array(layout.COMPANIONS, audit.companions.pairs.astype("<u4"))
         twins = np.stack([subject.twins.firsts, subject.twins.rows], axis=1)
         self._array(layout.TWINS, twins.astype("<u4"))
         self._array(layout.CENTRE, subject.space.centre)

@@ -191,7 +191,16 @@ def test_published_files_are_read_only(with_graph):
     assert modes == {0o444}
 
 
-DERIVED = [layout.GRAPH, layout.SIDE, layout.TWINS, layout.CENTRE, layout.NORMS, "columns/3.col", "columns/4.col"]
+DERIVED = [
+    layout.GRAPH,
+    layout.SIDE,
+    layout.COMPANIONS,
+    layout.TWINS,
+    layout.CENTRE,
+    layout.NORMS,
+    "columns/3.col",
+    "columns/4.col",
+]
 
 
 def test_every_file_is_either_primary_or_derived(with_graph):
