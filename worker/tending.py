@@ -63,6 +63,7 @@ class Tending:
         self._careful = False
         self._stopping = False
         self._due_at = time.monotonic()
+        self._has_orphans = False
         self._is_built = False
         """Whether nothing will be due to be built until somebody writes."""
 
@@ -101,6 +102,7 @@ class Tending:
             await self._apply_all()
             if self._stopping:
                 return True
+            await self._remove_orphans()
             build_due_at = await self._plan_build()
             await self._collector.turn()
             self._due_at = min(build_due_at, self._collector.due_at())
@@ -124,7 +126,7 @@ class Tending:
         # Whoever had the index did not let go of it: the next mutation may be what ended it.
         self._careful = bool(found.owner)
         log.info("lease.taken", index=self.index.spec.id, epoch=self.index.epoch, from_worker=found.owner)
-        await self.index.remove_orphans()
+        self._has_orphans = True
         return True
 
     async def _apply_all(self) -> None:
@@ -143,6 +145,12 @@ class Tending:
 
     def _tail_is_over(self) -> bool:
         return tail_is_over(self.index.tail_bytes(self.index.state().sealed_through), self._settings)
+
+    async def _remove_orphans(self) -> None:
+        """Once for each time the index was taken, and behind what somebody waits for."""
+        if self._has_orphans:
+            await self.index.remove_orphans()
+            self._has_orphans = False
 
     async def _plan_build(self) -> float:
         """Begin the build that is due; when none is, the time when one may be."""

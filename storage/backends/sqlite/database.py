@@ -69,6 +69,15 @@ class Transaction:
             await self._connection.executemany(sql, rows)
 
 
+class _Prepared(Connection):
+    """A connection that has our pragmas from the start: one by one from outside, each would be a visit to its thread."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        super().__init__(*values, **named)
+        for pragma in PRAGMAS:
+            self.execute(pragma).fetchall()
+
+
 class Database:
     """A file that exists, opened for transactions. Close it when done, from the loop that opened it."""
 
@@ -81,9 +90,8 @@ class Database:
     async def open(cls, path: Path) -> Database:
         """Open an existing file; databases are created by `create.py` only."""
         with translated(path):
-            connection = await aiosqlite.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
-            for pragma in PRAGMAS:
-                await connection.execute_fetchall(pragma)
+            uri = f"{path.absolute().as_uri()}?mode=rw"
+            connection = await aiosqlite.connect(uri, uri=True, isolation_level=None, factory=_Prepared)
         return cls(path, connection)
 
     @asynccontextmanager

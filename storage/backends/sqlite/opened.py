@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager
 from storage.backends.sqlite.catalogue import Catalogue
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.log import Log
-from storage.backends.sqlite.migrate import is_current, migrate
 from storage.backends.sqlite.reader import IndexReader
 from storage.chain import Head
 from storage.errors import Damaged, IndexDeleted
@@ -56,6 +55,10 @@ class OpenIndexes:
         self._open: OrderedDict[IndexId, OpenIndex] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
 
+    def is_open(self, id: IndexId) -> bool:
+        """Whether an index is in use, or was a short while ago."""
+        return id in self._open
+
     def get(self, spec: IndexSpec) -> OpenIndex:
         """The index, opened if need be, for use before the next await. Raises IndexDeleted."""
         with self.while_it_lives(spec):
@@ -74,13 +77,9 @@ class OpenIndexes:
     def _get(self, spec: IndexSpec) -> OpenIndex:
         index = self._open.get(spec.id)
         if index is None:
-            folder = self._data.index(spec.id)
-            for path, kind in ((folder.log, "log"), (folder.state, "state")):
-                if not is_current(path, kind):
-                    migrate(path, kind)
             # The one that is about to be used is not there to be trimmed, even if all others are in use.
             self._trim(self._count_max - 1)
-            index = self._open[spec.id] = OpenIndex(spec, folder)
+            index = self._open[spec.id] = OpenIndex(spec, self._data.index(spec.id))
         self._open.move_to_end(spec.id)
         return index
 

@@ -112,6 +112,9 @@ class SqliteStore:
 
     async def append(self, spec: IndexSpec, change: Change, limits: Limits) -> Appended:
         """Append under the lock of the log, then ring for the worker."""
+        if not self._indexes.is_open(spec.id):
+            # The worker will not have it open either: it can open and take it while the mutation is being written.
+            self._doorbell.ring(spec.id)
         async with self._indexes.using(spec) as index:
             self._check_vectors(index, change, limits)
             with self._indexes.while_it_lives(spec):
