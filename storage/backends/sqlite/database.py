@@ -70,7 +70,7 @@ class Transaction:
 
 
 class _Prepared(Connection):
-    """A connection that has our pragmas from the start: one by one from outside, each would be a visit to its thread."""
+    """A connection that has our pragmas from the start: one by one, each would be a visit to its thread."""
 
     def __init__(self, *values: Any, **named: Any) -> None:
         super().__init__(*values, **named)
