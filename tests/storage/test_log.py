@@ -22,6 +22,7 @@ from storage.errors import (
     MetadataIndexLimitReached,
     MetadataIndexNotFound,
     QueueFull,
+    StateDamaged,
     StoreBusy,
     VectorLimitReached,
 )
@@ -97,6 +98,41 @@ async def test_a_refusal_does_not_fail_those_who_share_its_commit(store, spec):
 
     assert [type(one) for one in results if isinstance(one, Exception)] == [IdempotencyConflict]
     assert await store.head(spec) == 3
+
+
+async def test_an_append_is_answered_before_the_checkpoint_that_it_made_due_and_the_next_one_behind_it(
+    store, spec, monkeypatch
+):
+    started, released = asyncio.Event(), asyncio.Event()
+
+    async def slow(_self):
+        started.set()
+        await released.wait()
+        return True
+
+    monkeypatch.setattr(Database, "checkpoint", slow)
+    monkeypatch.setattr(Database, "wal_bytes", lambda _self: 2**40)
+
+    first = await store.append(spec, deletion("a"), RELAXED)
+    await started.wait()
+    second = asyncio.create_task(store.append(spec, deletion("b"), RELAXED))
+    await asyncio.sleep(0)
+    waited = not second.done()
+    released.set()
+
+    assert first.sequence == 1
+    assert waited
+    assert (await second).sequence == 2
+
+
+async def test_a_checkpoint_that_finds_damage_does_not_unsay_what_was_answered(store, spec, monkeypatch):
+    async def damaged(_self):
+        raise StateDamaged("a page is not what it was")
+
+    monkeypatch.setattr(Database, "checkpoint", damaged)
+    monkeypatch.setattr(Database, "wal_bytes", lambda _self: 2**40)
+
+    assert (await store.append(spec, deletion("a"), RELAXED)).sequence == 1
 
 
 async def test_the_queue_is_bounded_by_mutations_and_by_bytes(settings):

@@ -1,8 +1,9 @@
 """The log of one index: appends that share commits, and reading in order.
 
 `Log` is for service processes, which append; `LogReader` is for everybody. The order within an append is: check under
-the lock, one transaction, the witness, and only then the answers. A crash before the commit leaves nothing; a crash
-after it leaves a mutation that nobody was told of, which is applied like any other.
+the lock, one transaction, the witness, and only then the answers; the checkpoint that may be due comes behind them. A
+crash before the commit leaves nothing; a crash after it leaves a mutation that nobody was told of, which is applied
+like any other.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from storage.backends.sqlite.database import Database, Reader, Row, Transaction
+import structlog
+
+from storage.backends.sqlite.database import Database, Reader, Row, Statements
 from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.locks import FileLock
 from storage.chain import Head, Witness, hash_body, hash_request, link, next_mutation_id, read_witness, write_witness
 from storage.errors import (
+    Damaged,
     IdempotencyConflict,
     LogDamaged,
     MetadataIndexConflict,
@@ -28,6 +32,8 @@ from storage.errors import (
 )
 from storage.limits import Limits
 from storage.records import Action, Appended, Change, MetadataIndex, MetadataType, MutationId, Sequence
+
+log = structlog.get_logger()
 
 IDEMPOTENCY_MS = 24 * 3_600_000
 COMMIT_BYTES_MAX = 64 * 1024 * 1024
@@ -65,9 +71,15 @@ class Log:
     """The appending side of one log, one per index and process."""
 
     def __init__(
-        self, folder: IndexFolder, database: Database, lock_timeout_ms: int, check: Callable[[Head], None]
+        self,
+        folder: IndexFolder,
+        database: Database,
+        reader: LogReader,
+        lock_timeout_ms: int,
+        check: Callable[[Head], None],
     ) -> None:
         self._database = database
+        self._reader = reader
         self._check = check
         self._lock = FileLock(folder.log_lock, lock_timeout_ms)
         self._witness = os.open(folder.witness, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -75,10 +87,13 @@ class Log:
         self._committing: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, folder: IndexFolder, lock_timeout_ms: int, check: Callable[[Head], None]) -> Log:
+    async def open(
+        cls, folder: IndexFolder, reader: LogReader, lock_timeout_ms: int, check: Callable[[Head], None]
+    ) -> Log:
         """Open the log for appending. Raises LogDamaged when it ends before its witness.
 
-        `check` runs under the lock of every commit, and may refuse all of it on the strength of the head.
+        `reader` is for this event loop and is closed later than the log. `check` runs under the lock of every commit,
+        and may refuse all of it on the strength of the head.
         """
         database = await Database.open(folder.log)
         try:
@@ -86,7 +101,7 @@ class Log:
             witness = read_witness(folder.witness)
             [row] = await database.rows(HEAD_SQL)
             await check_witness(folder, database, witness, _head(row))
-            return cls(folder, database, lock_timeout_ms, check)
+            return cls(folder, database, reader, lock_timeout_ms, check)
         except BaseException:
             await database.close()
             raise
@@ -108,7 +123,7 @@ class Log:
             group = _group(self._pending)
             del self._pending[: len(group)]
             try:
-                answers = await self._commit(group)
+                await self._commit(group)
             except BaseException as error:
                 for pending in group:
                     if not pending.answer.done():
@@ -116,26 +131,26 @@ class Log:
                         pending.answer.exception()  # Its caller may be gone; then nobody else will look.
                 if not isinstance(error, Exception):
                     raise
-            else:
-                for pending, answer in zip(group, answers, strict=True):
-                    _settle(pending.answer, answer)
 
-    async def _commit(self, group: Items[_Pending]) -> list[Appended | Refused]:
+    async def _commit(self, group: Items[_Pending]) -> None:
+        """Commit and answer; then, still under the lock, see to the WAL, which nobody has to wait for."""
         async with self._lock.held():
-            async with self._database.writing() as transaction:
-                [row] = await transaction.rows(HEAD_SQL)
-                head = _head(row)
-                self._check(head)
-                now_ms = time.time_ns() // 1_000_000
-                head, answers = await _Append(transaction, head, now_ms).all(group)
-                await transaction.rows(
-                    "UPDATE head SET sequence = ?, mutation_id = ?, created_ms = ?, chain = ?, bytes_through = ?",
-                    (head.sequence, head.mutation_id, head.created_ms, head.chain, head.bytes_through),
-                )
+            # The check looks into other databases, on the event loop; under the lock the head stays where it is.
+            head, _ = self._reader.head()
+            self._check(head)
+            now_ms = time.time_ns() // 1_000_000
+            head, answers = await self._database.at_once(
+                lambda statements: _Append(statements, head, now_ms).all(group)
+            )
             write_witness(self._witness, head)
-            if await self._database.keep_wal_short():
-                os.fsync(self._witness)
-        return answers
+            for pending, answer in zip(group, answers, strict=True):
+                _settle(pending.answer, answer)
+            try:
+                if await self._database.keep_wal_short():
+                    os.fsync(self._witness)
+            except (Damaged, OSError) as error:
+                # What was committed is committed, and was answered; the next append meets what is wrong.
+                log.error("checkpoint.failed", database=self._database.path.name, reason=str(error))
 
     async def rows(self, sql: str, values: Items[object] = ()) -> list[Row]:
         """Read what is committed."""
@@ -153,35 +168,42 @@ class Log:
 class _Append:
     """One transaction's walk over a group of changes."""
 
-    def __init__(self, transaction: Transaction, head: Head, now_ms: int) -> None:
-        self._transaction = transaction
+    def __init__(self, statements: Statements, head: Head, now_ms: int) -> None:
+        self._statements = statements
         self._head = head
         self._now_ms = now_ms
         self._mutations: list[tuple[object, ...]] = []
         self._bodies: list[tuple[object, ...]] = []
         self._keys: dict[str, tuple[Appended, bytes]] = {}
 
-    async def all(self, group: Items[_Pending]) -> tuple[Head, list[Appended | Refused]]:
+    def all(self, group: Items[_Pending]) -> tuple[Head, list[Appended | Refused]]:
         """Place every change that is not refused; a refusal is one caller's answer, not the group's end."""
+        [row] = self._statements.rows(HEAD_SQL)
+        assert _head(row) == self._head, "only who holds the lock appends"
         answers: list[Appended | Refused] = []
         for pending in group:
             try:
-                answers.append(await self._one(pending))
+                answers.append(self._one(pending))
             except Refused as refusal:
                 answers.append(refusal)
-        await self._transaction.many("INSERT INTO mutations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._mutations)
-        await self._transaction.many("INSERT INTO bodies (sequence, body) VALUES (?, ?)", self._bodies)
-        return self._head, answers
+        self._statements.many("INSERT INTO mutations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._mutations)
+        self._statements.many("INSERT INTO bodies (sequence, body) VALUES (?, ?)", self._bodies)
+        head = self._head
+        self._statements.rows(
+            "UPDATE head SET sequence = ?, mutation_id = ?, created_ms = ?, chain = ?, bytes_through = ?",
+            (head.sequence, head.mutation_id, head.created_ms, head.chain, head.bytes_through),
+        )
+        return head, answers
 
-    async def _one(self, pending: _Pending) -> Appended:
+    def _one(self, pending: _Pending) -> Appended:
         change = pending.change
         request_hash = hash_request(change.action, pending.body_hash)
-        if change.idempotency_key and (earlier := await self._replayed(change, request_hash)):
+        if change.idempotency_key and (earlier := self._replayed(change, request_hash)):
             return earlier
-        metadata_index = await self._metadata_index(change, pending.limits)
+        metadata_index = self._metadata_index(change, pending.limits)
         appended = self._place(change, pending.body_hash, metadata_index)
         if change.idempotency_key:
-            await self._transaction.rows(
+            self._statements.rows(
                 "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)",
                 (
                     change.idempotency_key,
@@ -224,8 +246,8 @@ class _Append:
         self._head = Head(sequence, id, created_ms, chain, through)
         return Appended(sequence=sequence, id=id, created_ms=created_ms)
 
-    async def _replayed(self, change: Change, request_hash: bytes) -> Appended | None:
-        row = await self._transaction.row(
+    def _replayed(self, change: Change, request_hash: bytes) -> Appended | None:
+        row = self._statements.row(
             "SELECT sequence, mutation_id, created_ms, request_hash FROM idempotency WHERE key = ? AND created_ms > ?",
             (change.idempotency_key, self._now_ms - IDEMPOTENCY_MS),
         )
@@ -238,16 +260,16 @@ class _Append:
             )
         return Appended(sequence=Sequence(row[0]), id=MutationId(row[1]), created_ms=row[2], replayed=True)
 
-    async def _metadata_index(self, change: Change, limits: Limits) -> int:
+    def _metadata_index(self, change: Change, limits: Limits) -> int:
         """Decide on the accepted metadata indexes; 0 when nothing is to change."""
         if change.metadata_index is None:
             return 0
         wanted = change.metadata_index
-        row = await self._transaction.row(
+        row = self._statements.row(
             "SELECT id, type FROM metadata_indexes WHERE property = ? AND deleted = 0", (wanted.property,)
         )
         if change.action is Action.DELETE_METADATA_INDEX:
-            return await self._drop_metadata_index(wanted, row)
+            return self._drop_metadata_index(wanted, row)
         if row is not None:
             if row[1] != wanted.type:
                 raise MetadataIndexConflict(
@@ -255,25 +277,25 @@ class _Append:
                     "delete that one first"
                 )
             return 0
-        await self._check_metadata_index_limit(limits)
-        [(id,)] = await self._transaction.rows(
+        self._check_metadata_index_limit(limits)
+        [(id,)] = self._statements.rows(
             "INSERT INTO metadata_indexes (property, type) VALUES (?, ?) RETURNING id",
             (wanted.property, wanted.type),
         )
         return int(id)
 
-    async def _check_metadata_index_limit(self, limits: Limits) -> None:
-        [(count,)] = await self._transaction.rows("SELECT count(*) FROM metadata_indexes WHERE deleted = 0")
+    def _check_metadata_index_limit(self, limits: Limits) -> None:
+        [(count,)] = self._statements.rows("SELECT count(*) FROM metadata_indexes WHERE deleted = 0")
         if count >= limits.metadata_indexes_max:
             raise MetadataIndexLimitReached(
                 f"the index has {count} metadata indexes and may have {limits.metadata_indexes_max}; "
                 "delete one that is not needed"
             )
 
-    async def _drop_metadata_index(self, wanted: MetadataIndex, row: Row | None) -> int:
+    def _drop_metadata_index(self, wanted: MetadataIndex, row: Row | None) -> int:
         if row is None:
             raise MetadataIndexNotFound(f'property "{wanted.property}" has no metadata index')
-        await self._transaction.rows("UPDATE metadata_indexes SET deleted = 1 WHERE id = ?", (row[0],))
+        self._statements.rows("UPDATE metadata_indexes SET deleted = 1 WHERE id = ?", (row[0],))
         return int(row[0])
 
 

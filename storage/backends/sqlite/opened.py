@@ -33,7 +33,7 @@ class OpenIndex:
     async def log(self, lock_timeout_ms: int, check: Callable[[Head], None]) -> Log:
         """The appending side, opened at the first call. Raises LogDamaged."""
         if self._log is None or (self._log.done() and self._log.exception() is not None):
-            self._log = asyncio.create_task(Log.open(self.folder, lock_timeout_ms, check), name="log-open")
+            self._log = asyncio.create_task(Log.open(self.folder, self.reader.log, lock_timeout_ms, check), name="log-open")
         return await asyncio.shield(self._log)
 
     async def close(self) -> None:
