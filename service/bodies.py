@@ -81,9 +81,13 @@ class BodyReader:
         self._taken += count
 
     async def _next_chunk(self) -> bytes:
+        content = self._request.content
         try:
+            if content.is_eof():
+                # A small body arrives with the head of its request: there is nothing to wait for.
+                return content.read_nowait()
             async with asyncio.timeout(CHUNK_TIMEOUT_S):
-                return await self._request.content.readany()
+                return await content.readany()
         except TimeoutError as error:
             raise web.HTTPRequestTimeout(
                 text=f"no byte of the body arrived for {CHUNK_TIMEOUT_S} s; send the request again"

@@ -72,6 +72,9 @@ class Part(Protocol):
     def id_of(self, row: int) -> str:
         """The id of one row."""
 
+    def namespace_of(self, row: int) -> str:
+        """The namespace of one row; empty when it has none."""
+
     def record(self, row: int) -> Record:
         """One row as it is answered."""
 

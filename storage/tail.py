@@ -156,11 +156,15 @@ class TailPart:
         assert 0 <= row < self.rows
         return self.texts.ids[row]
 
+    def namespace_of(self, row: int) -> str:
+        """The namespace of one row; empty when it has none."""
+        return self.texts.namespaces[int(self.namespace_codes[row])]
+
     def record(self, row: int) -> Record:
         """One row as it is answered."""
         return Record(
             id=self.id_of(row),
-            namespace=self.texts.namespaces[self.namespace_codes[row]],
+            namespace=self.namespace_of(row),
             values=self.vectors[row].astype("<f4", copy=False).tobytes(),
             metadata=self.texts.metadata[row],
         )

@@ -6,7 +6,15 @@ files there and any service process adds them up; without it they live in this p
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+import os
+
+from prometheus_client import Counter, Histogram, values
+
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    # By default every count asks the system for the process id, in case of a fork; this program never forks. That
+    # was a thirtieth of a query.
+    PID = os.getpid()
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: PID)  # type: ignore[no-untyped-call]
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 

@@ -30,6 +30,8 @@ EXPANSION_MIN = 16
 """No search uses less: the links to the neighbours of a lost vector are as frail as those to itself."""
 SELF_COUNT = 8
 """A vector is found when it is among this many answers to its own values."""
+ANCHORS_MAX = 4
+"""The rows that bring a lost one along: the nearest to it that were found."""
 LOST_SHARE_MAX = 0.03
 SIDE_ROWS_MAX = 1_000
 SIDE_TWINS = 100
@@ -144,10 +146,10 @@ def _units(subject: Subject, rows: Rows) -> Rows:
 def _companions(subject: Subject, lost: Rows, lines: Rows) -> Companions:
     pairs = [np.zeros((0, 2), dtype=np.int64)]
     for row, line in zip(lost, lines, strict=True):
-        anchors = line[line >= 0]
+        anchors = line[line >= 0][:ANCHORS_MAX]
         unit = subject.twins.behind(row[np.newaxis], count=SIDE_TWINS)
         pairs.append(np.stack([np.repeat(anchors, len(unit)), np.tile(unit, len(anchors))], axis=1))
-    return Companions.of(np.concatenate(pairs))
+    return Companions(np.concatenate(pairs))
 
 
 def _still_lost(graph: HnswGraph, subject: Subject, rows: Rows, *, expansion: int, threads: int) -> tuple[Rows, Rows]:

@@ -86,6 +86,7 @@ class OpenSegment:
         self._ids = TextColumn.open(folder, layout.IDS)
         self._metadata = TextColumn.open(folder, layout.METADATA)
         self._namespaces = TextColumn.open(folder, layout.NAMESPACES)
+        self._has_namespaces = any(self._namespaces)
         self._namespace_codes = np.frombuffer(mapped(folder / layout.NAMESPACE_CODES), dtype="<u4")
         self._column_files = frozenset((*document.columns, *columns))
         self._columns = dict(_stored_columns(folder, self._column_files, document.rows, damaged))
@@ -105,11 +106,17 @@ class OpenSegment:
         assert 0 <= row < self.rows
         return self._ids.text(row)
 
+    def namespace_of(self, row: int) -> str:
+        """The namespace of one row; empty when it has none."""
+        if not self._has_namespaces:
+            return ""
+        return self._namespaces.text(int(self._namespace_codes[row]))
+
     def record(self, row: int) -> Record:
         """One row as it is answered."""
         return Record(
             id=self._ids[row].decode(),
-            namespace=self._namespaces[int(self._namespace_codes[row])].decode(),
+            namespace=self.namespace_of(row),
             values=self.vectors[row].tobytes(),
             metadata=self._metadata[row],
         )
@@ -191,7 +198,7 @@ def _graph(folder: Path, document: SegmentDocument, labels: NDArray[np.uint64], 
             twins=Twins(firsts=twins[:, 0].copy(), rows=twins[:, 1].copy()),
             side=side,
             expansions=expansions,
-            companions=Companions.of(companions),
+            companions=Companions(companions),
         )
     except SegmentDamaged:
         damaged.append(layout.GRAPH)

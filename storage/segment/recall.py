@@ -80,7 +80,7 @@ class Measured:
             wanted = [recall for recall in recalls if recall not in reached[count]]
             if expansion < expansion_min or not wanted:
                 continue
-            whole = [np.union1d(rows, np.concatenate([side, companions.beside(rows)])) for rows in found]
+            whole = [np.union1d(rows, [*side, *companions.beside(rows)]).astype(np.int64) for rows in found]
             recall = self._recall(whole, count)
             reached[count] |= {one: expansion for one in wanted if recall >= one}
         return reached

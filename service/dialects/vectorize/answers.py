@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import orjson
 
 from service.dialects.vectorize.models import ReturnMetadata
@@ -53,22 +54,21 @@ def match_answer(
     string_bytes_max: int,
 ) -> Answer:
     """One match of a query."""
+    part, row = hit.part, hit.row
     answer: Answer = {"id": hit.id, "score": answer_score(hit.score)}
-    record = hit.part.record(hit.row)
     if values:
-        answer["values"] = answer_values(record.values)
-    if record.namespace:
-        answer["namespace"] = record.namespace
-    match metadata:
-        case ReturnMetadata.NONE:
-            pass
-        case ReturnMetadata.ALL:
-            if record.metadata:
-                answer["metadata"] = orjson.Fragment(record.metadata)
-        case ReturnMetadata.INDEXED:
-            projected = indexed_metadata(record.metadata, indexes, string_bytes_max=string_bytes_max)
-            if projected:
-                answer["metadata"] = projected
+        answer["values"] = part.vectors[row].astype(np.float64)
+    namespace = part.namespace_of(row)
+    if namespace:
+        answer["namespace"] = namespace
+    if metadata is ReturnMetadata.ALL:
+        text = part.metadata(row)
+        if text:
+            answer["metadata"] = orjson.Fragment(text)
+    elif metadata is ReturnMetadata.INDEXED:
+        projected = indexed_metadata(part.metadata(row), indexes, string_bytes_max=string_bytes_max)
+        if projected:
+            answer["metadata"] = projected
     return answer
 
 

@@ -33,7 +33,9 @@ class OpenIndex:
     async def log(self, lock_timeout_ms: int, check: Callable[[Head], None]) -> Log:
         """The appending side, opened at the first call. Raises LogDamaged."""
         if self._log is None or (self._log.done() and self._log.exception() is not None):
-            self._log = asyncio.create_task(Log.open(self.folder, self.reader.log, lock_timeout_ms, check), name="log-open")
+            self._log = asyncio.create_task(
+                Log.open(self.folder, self.reader.log, lock_timeout_ms, check), name="log-open"
+            )
         return await asyncio.shield(self._log)
 
     async def close(self) -> None:
@@ -61,6 +63,11 @@ class OpenIndexes:
 
     def get(self, spec: IndexSpec) -> OpenIndex:
         """The index, opened if need be, for use before the next await. Raises IndexDeleted."""
+        index = self._open.get(spec.id)
+        if index is not None:
+            # Who asks has looked the index up a moment ago; one that is deleted is dropped from here.
+            self._open.move_to_end(spec.id)
+            return index
         with self.while_it_lives(spec):
             return self._get(spec)
 

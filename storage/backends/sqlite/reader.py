@@ -93,6 +93,11 @@ class IndexReader:
         """Point reads of the committed log, from the event loop."""
         return self._log
 
+    def current(self) -> Snapshot | None:
+        """The index as of what `progress` says now, where nothing has to be read for it."""
+        opened = self._opened
+        return opened.snapshot if opened is not None and opened.covers(self.state()) else None
+
     async def snapshot(self) -> Snapshot:
         """The index, at least as of what `progress` says now."""
         state = self.state()

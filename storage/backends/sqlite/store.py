@@ -235,7 +235,10 @@ class SqliteStore:
         return self._indexes.get(spec).reader.state_reader.metadata_indexes()
 
     async def snapshot(self, spec: IndexSpec) -> Snapshot:
-        """The index now."""
+        """The index now: at once where this process has it as new as it is."""
+        current = self._indexes.get(spec).reader.current()
+        if current is not None:
+            return current
         async with self._indexes.using(spec) as index:
             return await index.reader.snapshot()
 
