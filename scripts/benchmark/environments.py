@@ -36,20 +36,24 @@ class NotInstalled(Exception):
     """A peer's packages could not be installed here; the message says why."""
 
 
-def environment(name: str) -> Path:
-    """The Python of the peer's environment, which is made if it is not there yet. Raises NotInstalled."""
+def environment(name: str, requirements: tuple[str, ...] = ()) -> Path:
+    """The Python of an environment, which is made if it is not there yet: a peer's, or one of our own `requirements`.
+
+    Raises NotInstalled.
+    """
+    requirements = requirements or REQUIREMENTS[name]
     folder = FOLDER / name
     python, stamp = folder / "bin" / "python", folder / "requirements.txt"
-    wanted = "\n".join((f"# {sys.version}", *REQUIREMENTS[name])) + "\n"
+    wanted = "\n".join((f"# {sys.version}", *requirements)) + "\n"
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
-    print(f"installing {name} ({', '.join(REQUIREMENTS[name])}) ...", flush=True)
+    print(f"installing {name} ({', '.join(requirements)}) ...", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     # Some systems ship venv without the part that brings pip, so the pip of this Python installs into the other.
     _run(name, [sys.executable, "-m", "venv", "--without-pip", str(folder)])
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
     options = ["--quiet", "--disable-pip-version-check", "--no-input"]
-    _run(name, [*pip, "install", *options, *REQUIREMENTS[name]])
+    _run(name, [*pip, "install", *options, *requirements])
     stamp.write_text(wanted)
     return python
 

@@ -29,15 +29,23 @@ INDEX = web.AppKey("index", Index)
 
 
 @contextmanager
-def running(graph: Path, *, expansion: int, processes: int, uvloop: bool = False) -> Iterator[int]:
-    """Serve a graph file; gives the port."""
+def running(
+    graph: Path, *, expansion: int, processes: int, uvloop: bool = False, python: Path | None = None
+) -> Iterator[int]:
+    """Serve a graph file; gives the port. Another `python` is one that has uvloop, and uses it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-        command = [sys.executable, "-P", "-m", "scripts.benchmark.read_limit", str(graph), str(port), str(expansion)]
+        program = str(python or sys.executable)
+        command = [program, "-P", "-m", "scripts.benchmark.read_limit", str(graph), str(port), str(expansion)]
         started = [
-            subprocess.Popen(command + ["--uvloop"] * uvloop, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=-1)
+            subprocess.Popen(
+                command + ["--uvloop"] * (uvloop or python is not None),
+                cwd=ROOT,
+                env={"PYTHONPATH": str(ROOT)},
+                stdout=-1,
+            )
             for _ in range(processes)
         ]
         try:

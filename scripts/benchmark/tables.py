@@ -1,0 +1,218 @@
+"""The tables of the report, as plain values: the terminal, the page and the README show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from scripts.benchmark.plan import CLIENTS
+from scripts.benchmark.results import Measurement
+from scripts.benchmark.targets import COMPARED, Findings, Verdict
+
+LIMITS = ("usearch", "hnswlib", "faiss")
+"""Libraries in process: limits more than peers."""
+MET = {True: "yes", False: "NO", None: "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of texts under a title."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+
+
+def tables(findings: Findings) -> Iterator[Table]:
+    """All that have something in them; the verdicts are not among them."""
+    makers: tuple[Callable[[Findings, str], Table], ...] = (_load, _query, _tried, _filtered, _writes, _costs, _memory)
+    for name in findings.sets:
+        yield from (table for make in makers if (table := make(findings, name)).rows)
+    yield from _others(findings)
+
+
+def summary(findings: Findings, name: str) -> Table:
+    """One line for each subject: what the README shows."""
+    level = COMPARED[name]
+    columns = ("", "load /s", "recall", "1 client /s", "8 clients /s", "p99 ms", "10 % filter /s @ recall")
+    columns += ("1 % filter /s @ recall", "write visible ms", "memory MB", "bytes/vector")
+    rows = []
+    for subject in _subjects(findings, name):
+        one, eight = (_query_of(findings, subject, name, clients) for clients in CLIENTS)
+        filters = [findings.first(name, "filtered", subject, filter=f"random {each} %", clients=1) for each in (10, 1)]
+        rows.append(
+            (
+                subject,
+                _rate(findings.first(name, "load.searchable", subject)),
+                f"{eight.recall:.3f}" if eight and eight.recall else "-",
+                _rate(one),
+                _rate(eight),
+                _ms(eight and eight.p99_ms),
+                *(f"{_rate(each)} @ {each.recall:.2f}" if each and each.recall else "-" for each in filters),
+                _ms(next((each.p50_ms for each in findings.pick(name, "visible", subject)), None)),
+                _whole(findings.first(name, "rss", subject)),
+                _whole(findings.first(name, "disk", subject)),
+            )
+        )
+    title = f"{name}, {findings.rows:,} vectors, recall@10 of at least {level}"
+    return Table(title, columns, [row for row in rows if {*row[1:]} != {"-"}])
+
+
+def verdict_table(verdicts: Iterable[Verdict]) -> Table:
+    """The targets."""
+    rows = [(one.target, one.case, one.asked, one.found, MET[one.met]) for one in verdicts]
+    return Table("Targets", ("target", "case", "asked", "found", "met"), rows)
+
+
+def _subjects(findings: Findings, name: str) -> list[str]:
+    found = dict.fromkeys(one.subject for one in findings.all if one.set == name and one.rows == findings.rows)
+    peers = [one for one in found if not one.startswith("limit: ") and one != "headrace"]
+    return ["headrace", *(one for one in peers if one not in LIMITS), *(one for one in peers if one in LIMITS)]
+
+
+def _query_of(findings: Findings, subject: str, name: str, clients: int) -> Measurement | None:
+    if subject == "headrace":
+        return findings.ours(name, clients)
+    return findings.peer(subject, name, clients, ("query", "query.raw"))
+
+
+def _load(findings: Findings, name: str) -> Table:
+    rows = [
+        (what, one.subject, _text(one.clients), _spread(one), one.unit, _settings(one), one.note)
+        for what in ("load.acknowledged", "load.searchable", "load.indexed", "load.merged", "load.large")
+        for one in findings.pick(name, what, None)
+    ]
+    columns = ("load", "subject", "connections", "median (least to greatest)", "", "settings", "note")
+    note = "from the first request"
+    return Table(f"{name}: load", columns, rows, note)
+
+
+def _query(findings: Findings, name: str) -> Table:
+    rows = []
+    for what in ("query", "query.default", "query.half", "query.default.half", "query.raw"):
+        for one in findings.pick(name, what, None):
+            recall = f"{one.recall:.4f}" if one.recall else "-"
+            times = (_ms(one.p50_ms), _ms(one.p99_ms))
+            rows.append((what, one.subject, _text(one.clients), recall, _spread(one), *times, _settings(one), one.note))
+    columns = (
+        "query",
+        "subject",
+        "clients",
+        "recall@10",
+        "/s (least to greatest)",
+        "p50 ms",
+        "p99 ms",
+        "settings",
+        "note",
+    )
+    return Table(f"{name}: queries", columns, sorted(rows, key=lambda row: row[0] != "query"), "")
+
+
+def _tried(findings: Findings, name: str) -> Table:
+    found = findings.pick(name, "query.curve")
+    rows = [(_settings(one), f"{one.recall:.4f}", f"{one.value:,.0f}") for one in found]
+    return Table(f"{name}: settings of recall", ("asked", "recall@10", "/s with 8 clients"), rows)
+
+
+def _filtered(findings: Findings, name: str) -> Table:
+    rows = []
+    for what in ("filtered.none", "filtered", "filtered.raised"):
+        for one in findings.pick(name, what, None):
+            recall = f"{one.recall:.4f}" if one.recall is not None else "-"
+            ratio = _text(one.settings.get("to unfiltered"))
+            effort = _text(one.settings.get("effort"))
+            times = (_ms(one.p50_ms), _ms(one.p99_ms))
+            shown = (one.filter or "none", one.subject, _text(one.clients), recall, _spread(one), ratio, *times)
+            rows.append((*shown, effort, one.note))
+    columns = (
+        "filter",
+        "subject",
+        "clients",
+        "recall@10",
+        "/s (least to greatest)",
+        "to unfiltered",
+        "p50 ms",
+        "p99 ms",
+    )
+    order = {"none": 0}
+    rows.sort(key=lambda row: (row[1] != "headrace", row[1], order.get(row[0], 1)))
+    return Table(f"{name}: filtered queries", (*columns, "effort", "note"), rows)
+
+
+def _writes(findings: Findings, name: str) -> Table:
+    rows = []
+    for what in ("visible", "reads during load"):
+        for one in findings.pick(name, what, None):
+            settings = {key: value for key, value in one.settings.items() if one.subject == "headrace"}
+            rows.append((what, one.subject, _ms(one.p50_ms), _ms(one.p99_ms), _pairs(settings), one.note))
+    return Table(f"{name}: writes", ("", "subject", "p50 ms", "p99 ms", "settings", "note"), rows)
+
+
+def _costs(findings: Findings, name: str) -> Table:
+    rows = []
+    for what in ("list", "get", "start.ready", "start", "rss", "disk"):
+        for one in findings.pick(name, what, None):
+            times = (_ms(one.p50_ms), _ms(one.p99_ms))
+            rows.append((what, one.subject, _text(one.clients), _spread(one), one.unit, *times, one.note))
+    columns = ("", "subject", "clients", "median (least to greatest)", "", "p50 ms", "p99 ms", "note")
+    return Table(f"{name}: listing, getting, starting, memory, disk", columns, rows)
+
+
+def _memory(findings: Findings, name: str) -> Table:
+    found: dict[tuple[str, str], list[str]] = {}
+    for kind in ("rss", "pss", "private"):
+        for one in findings.pick(name, f"memory.{kind}"):
+            place = (_text(one.settings["processes"]), _text(one.settings["process"]))
+            found.setdefault(place, []).append(f"{one.value:.0f}")
+    rows = [(*place, *values) for place, values in found.items()]
+    columns = ("service processes", "process", "RSS MB", "PSS MB", "private MB")
+    note = "each; pages that are shared count whole in RSS, by share in PSS, not at all in private"
+    return Table(f"{name}: memory of our processes", columns, rows, note)
+
+
+def _others(findings: Findings) -> Iterator[Table]:
+    """Growth, and many small indexes: sets and sizes of their own."""
+    known = {(name, findings.rows) for name in COMPARED}
+    places = dict.fromkeys((one.set, one.rows) for one in findings.all if (one.set, one.rows) not in known)
+    for name, count in places:
+        rows = []
+        for one in (each for each in findings.all if (each.set, each.rows) == (name, count)):
+            recall = f"{one.recall:.4f}" if one.recall else "-"
+            times = (_ms(one.p50_ms), _ms(one.p99_ms), recall)
+            rows.append((one.what, one.subject, _text(one.clients), _spread(one), one.unit, *times, _settings(one)))
+        columns = ("", "subject", "clients", "value", "", "p50 ms", "p99 ms", "recall@10", "settings")
+        yield Table(f"{name}, {count:,} vectors", columns, rows)
+
+
+def _settings(one: Measurement) -> str:
+    return _pairs(one.settings)
+
+
+def _pairs(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _spread(one: Measurement) -> str:
+    if one.low is None or one.high is None:
+        return _number(one.value)
+    return f"{_number(one.value)} ({_number(one.low)} to {_number(one.high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"
+
+
+def _rate(one: Measurement | None) -> str:
+    return f"{one.value:,.0f}" if one else "-"
+
+
+_whole = _rate
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)
