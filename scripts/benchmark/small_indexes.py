@@ -164,21 +164,18 @@ def idle(case: Case, server: Server) -> list[Measurement]:
 
 def visible(case: Case, server: Server) -> list[Measurement]:
     """How soon single upserts can be read: to random indexes, most of which nobody has open, and to one index."""
-    dice = random.Random(11)
-    anywhere = [name_of(dice.randrange(case.indexes)) for _ in range(case.writes)]
-    one = [name_of(0)] * case.writes
     found = []
-    for where, names in (("random indexes", anywhere), ("one index", one)):
+    for where in ("random indexes", "one index"):
         for how, write in (("wait=true", _write_and_wait), ("get_by_ids", _write_and_poll)):
-            times = _paced(another(server), names, write, f"{where}-{how}".encode().hex()[:20])
+            names = _anywhere(case, how) if where == "random indexes" else [name_of(0)] * case.writes
+            times = _paced(another(server), names, write, f"{where}-{how}".replace(" ", "-"))
             found.append(_latency(case, f"visible, {where}, {how}", times))
     return found
 
 
 def query(case: Case, server: Server) -> list[Measurement]:
     """Queries on random indexes, most of which nobody has open, and on one index."""
-    dice, vectors = random.Random(13), np.random.default_rng(13)
-    anywhere = [name_of(dice.randrange(case.indexes)) for _ in range(case.writes)]
+    vectors = np.random.default_rng(13)
 
     def ask(api: Server, name: str, _: str) -> None:
         vector = vectors.standard_normal(DIMENSIONS).tolist()
@@ -187,8 +184,14 @@ def query(case: Case, server: Server) -> list[Measurement]:
 
     return [
         _latency(case, f"query, {where}", _paced(another(server), names, ask, ""))
-        for where, names in (("random indexes", anywhere), ("one index", [name_of(0)] * case.writes))
+        for where, names in (("random indexes", _anywhere(case, "query")), ("one index", [name_of(0)] * case.writes))
     ]
+
+
+def _anywhere(case: Case, seed: str) -> list[str]:
+    """Random indexes, others for each seed: what was just used is open."""
+    dice = random.Random(seed)
+    return [name_of(dice.randrange(case.indexes)) for _ in range(case.writes)]
 
 
 def _paced(api: Server, names: list[str], work: Callable[[Server, str, str], None], salt: str) -> list[float]:
