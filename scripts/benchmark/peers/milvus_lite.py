@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.peers.contract import EF_CONSTRUCTION, EFFORTS, Data, Floats, Loaded, M, Where
+from scripts.benchmark.peers.contract import EF_CONSTRUCTION, EFFORTS, Data, Floats, Limited, Loaded, M, Where
 
 NAME = "vectors"
 BATCH = 5_000
 INDEX_S = 900.0
 
 
-class MilvusLite:
+class MilvusLite(Limited):
     """One collection with an inverted index for each metadata field and an HNSW graph for each of its segments."""
 
     package = "pymilvus"
@@ -86,10 +86,6 @@ class MilvusLite:
         self._client.close()
         server_manager_instance.release_server(str(self._file))
 
-    def processes(self) -> list[int]:
-        """Our own."""
-        return []
-
     def get(self, rows: list[int]) -> int:
         """With values and metadata."""
         return len(self._client.get(NAME, ids=sorted(set(rows)), output_fields=["*"]))
@@ -104,10 +100,6 @@ class MilvusLite:
     def write(self, row: int, vector: Floats, metadata: dict[str, str]) -> None:
         """An upsert of one."""
         self._client.upsert(NAME, [{"id": row, "vector": vector, **metadata}])
-
-    def raw(self, queries: Floats, effort: int, *, clients: int, seconds: float) -> tuple[list[float], float]:
-        """There is nothing between us and it."""
-        raise NotImplementedError
 
 
 class MilvusLiteSession:

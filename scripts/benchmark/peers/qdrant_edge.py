@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.peers.contract import EF_CONSTRUCTION, EFFORTS, Data, Floats, Loaded, M, Where
+from scripts.benchmark.peers.contract import EF_CONSTRUCTION, EFFORTS, Data, Floats, Limited, Loaded, M, Where
 
 BATCH = 1_000
 FULL_SCAN_THRESHOLD_KB = 10_000
@@ -15,11 +15,14 @@ OVERSAMPLING = 2.0
 QUANTIZATION = f"int8, {OVERSAMPLING:g} x the answers scored again"
 
 
-class QdrantEdge:
+class QdrantEdge(Limited):
     """One shard, merged to one segment, with a keyword index for each metadata field."""
 
     package = "qdrant_edge"
-    note = "in process, no HTTP to pay; ids, scores and metadata in the answers"
+    note = (
+        "in process, no HTTP to pay; ids, scores and metadata in the answers; "
+        "its binding holds the interpreter's lock while it searches, so clients take turns"
+    )
     efforts = EFFORTS
     abilities = frozenset({"filters", "get", "scan", "write"})
 
@@ -105,10 +108,6 @@ class QdrantEdge:
         self._shard.flush()
         self._shard.close()
 
-    def processes(self) -> list[int]:
-        """Our own."""
-        return []
-
     def get(self, rows: list[int]) -> int:
         """With values and metadata."""
         return len(self._shard.retrieve(sorted(set(rows)), with_payload=True, with_vector=True))
@@ -131,10 +130,6 @@ class QdrantEdge:
 
         point = qdrant.Point(row, vector.tolist(), metadata)
         self._shard.update(qdrant.UpdateOperation.upsert_points([point]))
-
-    def raw(self, queries: Floats, effort: int, *, clients: int, seconds: float) -> tuple[list[float], float]:
-        """There is nothing between us and it."""
-        raise NotImplementedError
 
 
 class QdrantEdgeSession:

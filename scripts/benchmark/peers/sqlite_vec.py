@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.peers.contract import Data, Floats, Loaded, Where
+from scripts.benchmark.peers.contract import Data, Floats, Limited, Loaded, Where
 
 FIELDS = tuple(f"{kind}_{number}" for kind in ("random", "region") for number in (2, 10, 100, 1_000))
 BATCH = 10_000
 INSERT = f"INSERT INTO vectors (rowid, embedding, {', '.join(FIELDS)}) VALUES (?, ?{', ?' * len(FIELDS)})"
 
 
-class SqliteVec:
+class SqliteVec(Limited):
     """A virtual table with a metadata column for each field, by which it filters while it scans."""
 
     package = "sqlite_vec"
@@ -70,10 +70,6 @@ class SqliteVec:
     def close(self) -> None:
         """There is nothing to stop."""
 
-    def processes(self) -> list[int]:
-        """Our own."""
-        return []
-
     def get(self, rows: list[int]) -> int:
         """With values and metadata."""
         query = f"SELECT rowid, embedding, {', '.join(FIELDS)} FROM vectors WHERE rowid = ?"
@@ -92,10 +88,6 @@ class SqliteVec:
         with connection:
             connection.execute("DELETE FROM vectors WHERE rowid = ?", (row,))
             connection.execute(INSERT, (row, vector.tobytes(), *(metadata[name] for name in FIELDS)))
-
-    def raw(self, queries: Floats, effort: int, *, clients: int, seconds: float) -> tuple[list[float], float]:
-        """There is nothing between us and it."""
-        raise NotImplementedError
 
     def _connect(self) -> Any:
         import pysqlite3
