@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from scripts.benchmark import load
-from scripts.benchmark.data import FILTERED_QUERIES, FilterCase
+from scripts.benchmark.data import FilterCase
 from scripts.benchmark.headrace import answered, loaded, questions, recall_of
 from scripts.benchmark.load import Run
 from scripts.benchmark.plan import CLIENTS, PROCESSES, Case
@@ -17,12 +17,12 @@ UNFILTERED = "unfiltered"
 
 def measure(case: Case) -> list[Measurement]:
     """With ids and metadata in the answers, as for unfiltered queries at the default setting."""
-    requests = {UNFILTERED: questions(case.data.queries, returnMetadata="all")}
+    requests = {UNFILTERED: questions(case.queries, returnMetadata="all")}
     for one in case.data.filters.values():
         requests[one.name] = _requests(case, one)
     runs: dict[tuple[str, int], list[Run]] = {}
     recalls: dict[str, float] = {}
-    with running(loaded(case), processes=PROCESSES, settings=case.plan.settings) as server:
+    with running(loaded(case), processes=PROCESSES, settings=case.settings) as server:
         for name, asked in requests.items():  # Columns and rows are mapped and read before any clock runs.
             run = answered(load.closed_loop(server.port, asked, connections=8, count=len(asked)))
             truth = case.data.truth if name == UNFILTERED else case.data.filters[name].truth
@@ -42,8 +42,8 @@ def label(one: FilterCase) -> str:
 
 
 def _requests(case: Case, one: FilterCase) -> list[bytes]:
-    filters = [{one.field: str(value)} for value in one.values.tolist()]
-    return questions(case.data.queries[:FILTERED_QUERIES], filters=filters, returnMetadata="all")
+    filters = [{one.field: str(value)} for value in one.values[: case.plan.filtered_queries].tolist()]
+    return questions(case.data.queries[: case.plan.filtered_queries], filters=filters, returnMetadata="all")
 
 
 def _figure(

@@ -133,7 +133,7 @@ def loaded(case: Case) -> Path:
     stamp = _stamp(case)
     if not stamp.exists() or stamp.read_text() != written_by():
         print(f"loading {case.data.name} with {case.data.rows:,} rows ...", flush=True)
-        with running(case.empty(LOADED), processes=PROCESSES, settings=case.plan.settings) as server:
+        with running(case.empty(LOADED), processes=PROCESSES, settings=case.settings) as server:
             wait_searchable(server, fill(server, case), 1)
             wait_indexed(server, case, segments_max=1)
         keep(case)
@@ -157,7 +157,7 @@ def copied(case: Case, processes: int = PROCESSES) -> Iterator[Server]:
     copy = case.empty("copy")
     shutil.copytree(original, copy)
     try:
-        with running(copy, processes=processes, settings=case.plan.settings) as server:
+        with running(copy, processes=processes, settings=case.settings) as server:
             yield server
     finally:
         shutil.rmtree(copy, ignore_errors=True)

@@ -62,7 +62,7 @@ def measure(case: Case) -> list[Measurement]:
 
 
 def _ours(case: Case, connections: int, times: Times) -> None:
-    with running(case.empty(LOADED), processes=PROCESSES, settings=case.plan.settings) as server:
+    with running(case.empty(LOADED), processes=PROCESSES, settings=case.settings) as server:
         started = time.perf_counter()
         run = fill(server, case, connections=connections)
         _note(times, "load.acknowledged", connections, run.seconds)
@@ -78,7 +78,7 @@ def _ours(case: Case, connections: int, times: Times) -> None:
 
 
 def _ours_large(case: Case, body: bytes, times: Times) -> None:
-    with running(case.empty("large"), processes=PROCESSES, settings=case.plan.settings) as server:
+    with running(case.empty("large"), processes=PROCESSES, settings=case.settings) as server:
         server.create(INDEX, case.data.dimensions, FIELDS)
         run = answered(load.closed_loop(server.port, [body], connections=1, count=1))
         _note(times, "load.large", 1, run.seconds)

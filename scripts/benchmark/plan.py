@@ -8,22 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.benchmark.data import DataSet
+from scripts.benchmark.data import FILTERED_QUERIES, QUERIES, DataSet, Floats
 from scripts.benchmark.load import Run
 from scripts.benchmark.results import Measurement
 from scripts.words import CACHE
 
 CLIENTS = (1, 8)
 LEVELS = (0.95, 0.98)
-"""The recalls at which subjects are compared."""
+"""The recalls at which queries are measured."""
+COMPARED = {"glove": 0.95, "syn768": 0.98}
+"""The one of them at which subjects are compared on each set."""
 PROCESSES = 2
 """Service processes, of Headrace and of the bare read path."""
-SHORT_SETTINGS = {
-    "HEADRACE_GRAPH_ROWS_MIN": "500",
-    "HEADRACE_SEAL_BYTES": "200000",
-    "HEADRACE_MERGE_IDLE_MS": "1000",
-}
-"""So that even 2,000 rows go through sealing, graphs and merging. Real runs have the defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +37,6 @@ class Plan:
     def work(self) -> Path:
         """Where data folders of the subjects lie while they are measured."""
         return CACHE / "bench" / ("work-short" if self.short else "work")
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        """Of Headrace, beyond the defaults."""
-        return SHORT_SETTINGS if self.short else {}
 
     @property
     def batch(self) -> int:
@@ -73,9 +64,19 @@ class Plan:
         return 0.5 if self.short else 6.0
 
     @property
+    def queries(self) -> int:
+        """How many different ones are asked."""
+        return 200 if self.short else QUERIES
+
+    @property
+    def filtered_queries(self) -> int:
+        """How many different ones are asked of each filter."""
+        return 40 if self.short else FILTERED_QUERIES
+
+    @property
     def filtered_count(self) -> int:
-        """Queries of one round of one filter; at least as many as have a truth, so that recall is of all of them."""
-        return 200 if self.short else 400
+        """Queries of one round of one filter."""
+        return 40 if self.short else 400
 
     @property
     def visible_s(self) -> float:
@@ -85,7 +86,7 @@ class Plan:
     @property
     def bulk_s(self) -> float:
         """How long a round of bulk load lasts while it is read."""
-        return 1.0 if self.short else 8.0
+        return 0.5 if self.short else 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,25 @@ class Case:
     def tail_rows_max(self) -> int:
         """An index with no more than these rows, 1 MiB of float32, outside of segments is fully indexed."""
         return self.data.rows // 2 if self.plan.short else (1 << 20) // (4 * self.data.dimensions)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The recalls at which queries are measured."""
+        return (COMPARED[self.data.name],) if self.plan.short else LEVELS
+
+    @property
+    def queries(self) -> Floats:
+        """Those that are asked."""
+        return self.data.queries[: self.plan.queries]
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Of Headrace: the defaults; in the short form such that even few rows are sealed, linked and merged."""
+        if not self.plan.short:
+            return {}
+        seal_bytes = self.data.rows * self.data.dimensions * 4 // 3
+        settings = {"graph_rows_min": 500, "seal_bytes": seal_bytes, "seal_idle_ms": 500, "merge_idle_ms": 1_000}
+        return {f"HEADRACE_{name.upper()}": str(value) for name, value in settings.items()}
 
     def empty(self, name: str) -> Path:
         """A folder of that name that does not exist yet, in one that does."""

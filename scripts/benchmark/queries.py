@@ -29,7 +29,7 @@ from scripts.benchmark.headrace import (
     questions,
     recall_of,
 )
-from scripts.benchmark.plan import CLIENTS, LEVELS, PROCESSES, Case
+from scripts.benchmark.plan import CLIENTS, PROCESSES, Case
 from scripts.benchmark.results import Measurement
 from scripts.benchmark.server import Server, running
 
@@ -57,10 +57,10 @@ class Contender:
 
 def measure(case: Case) -> list[Measurement]:
     """The settings tried, the rounds, the latency at half load, and the generator's own ceiling."""
-    data, folder = case.data, loaded(case)
-    with running(folder, processes=PROCESSES, settings=case.plan.settings) as server, ExitStack() as stack:
-        tried = _tried(server, data)
-        ours = list(_ours(server, data, tried))
+    folder = loaded(case)
+    with running(folder, processes=PROCESSES, settings=case.settings) as server, ExitStack() as stack:
+        tried = _tried(server, case)
+        ours = list(_ours(server, case, tried))
         contenders = [*ours, *_bare(case, graph_of(folder), server.port, ours, stack)]
         found = _rounds(case, contenders)
         found += [_half_load(case, one, found) for one in ours if one.settings.get("answer") == "ids and metadata"]
@@ -68,23 +68,23 @@ def measure(case: Case) -> list[Measurement]:
     return found + _generator(case, ours[0].requests)
 
 
-def _tried(server: Server, data: DataSet) -> list[Asked]:
+def _tried(server: Server, case: Case) -> list[Asked]:
     """Every setting once with all queries; settings that come to the same expansion are one."""
     found: dict[int, Asked] = {}
     for setting in SETTINGS:
-        expansion = expansion_of(server, data, recall=setting)
+        expansion = expansion_of(server, case.data, recall=setting)
         if expansion in found:
             continue
-        requests = questions(data.queries, recall=setting, returnMetadata="all")
+        requests = questions(case.queries, recall=setting, returnMetadata="all")
         load.closed_loop(server.port, requests, connections=8, count=len(requests))
         run = answered(load.closed_loop(server.port, requests, connections=8, count=len(requests)))
-        reached = recall_of(run, data.truth, len(requests))
+        reached = recall_of(run, case.data.truth, len(requests))
         found[expansion] = Asked(setting=setting, expansion=expansion, reached=reached, rate=run.rate)
     return list(found.values())
 
 
-def _ours(server: Server, data: DataSet, tried: list[Asked]) -> Iterator[Contender]:
-    for level in LEVELS:
+def _ours(server: Server, case: Case, tried: list[Asked]) -> Iterator[Contender]:
+    for level in case.levels:
         best = max(tried, key=lambda one: one.reached)
         asked = next((one for one in tried if one.reached >= level), best)
         for answer, metadata in (("ids and metadata", "all"), ("ids", "none")):
@@ -92,7 +92,7 @@ def _ours(server: Server, data: DataSet, tried: list[Asked]) -> Iterator[Contend
                 subject="headrace",
                 what="query",
                 port=server.port,
-                requests=questions(data.queries, recall=asked.setting, returnMetadata=metadata),
+                requests=questions(case.queries, recall=asked.setting, returnMetadata=metadata),
                 settings={
                     "level": level,
                     "recall": asked.setting,
@@ -100,16 +100,16 @@ def _ours(server: Server, data: DataSet, tried: list[Asked]) -> Iterator[Contend
                     "answer": answer,
                     "processes": PROCESSES,
                 },
-                truth=data.truth,
+                truth=case.data.truth,
                 note="" if asked.reached >= level else f"a recall of {level} was not reached",
             )
     yield Contender(
         subject="headrace",
         what="query.default",
         port=server.port,
-        requests=questions(data.queries, returnMetadata="all"),
-        settings={"recall": "default", "expansion": expansion_of(server, data), "answer": "ids and metadata"},
-        truth=data.truth,
+        requests=questions(case.queries, returnMetadata="all"),
+        settings={"recall": "default", "expansion": expansion_of(server, case.data), "answer": "ids and metadata"},
+        truth=case.data.truth,
     )
 
 
@@ -118,7 +118,7 @@ def _bare(case: Case, graph: Path, port: int, ours: list[Contender], stack: Exit
     index = Index.restore(graph, view=True, enable_key_lookups=False)
     assert index is not None
     truth = _truth_within(case.data, len(index))
-    curve = _curve_of(index, case.data, truth)
+    curve = _curve_of(index, case, truth)
     servers: dict[tuple[int, bool], int] = {}
     uvloop = None if case.plan.short else _uvloop()
     for one in ours:
@@ -153,14 +153,14 @@ def _truth_within(data: DataSet, rows: int) -> Ints:
     return np.array([[row for row in line if row < rows][:COUNT] for line in data.truth.tolist()])
 
 
-def _curve_of(index: Index, data: DataSet, truth: Ints) -> dict[int, float]:
+def _curve_of(index: Index, case: Case, truth: Ints) -> dict[int, float]:
     """The recall of the graph by expansion."""
     found = {}
     for expansion in EXPANSIONS:
         index.expansion_search = expansion  # type: ignore[misc]
-        keys = index.search(data.queries, COUNT, threads=2).keys.astype(np.int64) - 1
+        keys = index.search(case.queries, COUNT, threads=2).keys.astype(np.int64) - 1
         shares = [
-            len({*line} & {*nearest}) / COUNT for line, nearest in zip(keys.tolist(), truth.tolist(), strict=True)
+            len({*line} & {*nearest}) / COUNT for line, nearest in zip(keys.tolist(), truth.tolist(), strict=False)
         ]
         found[expansion] = float(np.mean(shares))
     return found

@@ -29,7 +29,7 @@ def measure(case: Case) -> list[Measurement]:
     firsts: list[float] = []
     for processes in case.plan.process_counts:
         for number in range(case.plan.rounds if processes == PROCESSES else 1):
-            with running(folder, processes=processes, settings=case.plan.settings) as server:
+            with running(folder, processes=processes, settings=case.settings) as server:
                 first = _first_answer_s(server, case)
                 if processes == PROCESSES:
                     starts.append(server.ready_s)
@@ -60,7 +60,7 @@ def _first_answer_s(server: Server, case: Case) -> float:
 
 def _memory(case: Case, server: Server, processes: int) -> Iterator[Measurement]:
     """After all queries were asked of every process, over several connections."""
-    requests = questions(case.data.queries, returnMetadata="all")
+    requests = questions(case.queries, returnMetadata="all")
     for _ in range(2 if case.plan.short else 4):
         answered(load.closed_loop(server.port, requests, connections=8, count=len(requests)))
     settings = {"processes": processes}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from scripts.benchmark.plan import CLIENTS
+from scripts.benchmark.plan import CLIENTS, COMPARED
 from scripts.benchmark.results import Measurement
-from scripts.benchmark.targets import COMPARED, Findings, Verdict
+from scripts.benchmark.targets import Findings, Verdict
 
 LIMITS = ("usearch", "hnswlib", "faiss")
 """Libraries in process: limits more than peers."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from scripts.benchmark.plan import COMPARED
 from scripts.benchmark.results import Measurement
 
-COMPARED = {"glove": 0.95, "syn768": 0.98}
-"""At which recall subjects are compared on each set."""
 NOT_MEASURED = "not measured"
 SLACK = 0.02
 """A recall measured with a thousand queries may lie this far below what was asked for by chance."""

@@ -43,13 +43,13 @@ class Answering(asyncio.Protocol):
 def running() -> Iterator[int]:
     """Serve from a process of its own; gives the port."""
     command = [sys.executable, "-P", "-m", "scripts.benchmark.trivial"]
-    process = subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
-    try:
+    environment = {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        yield int(process.stdout.readline())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.send_signal(signal.SIGTERM)
 
 
 async def serve() -> None:

@@ -118,7 +118,7 @@ def reads_during_load(case: Case) -> list[Measurement]:
     the same one. Every round begins with a fresh copy, so that all rounds are of the same size."""
     runs: dict[str, list[Run]] = {}
     rates: dict[str, list[float]] = {}
-    requests = questions(case.data.queries, returnMetadata="all")
+    requests = questions(case.queries, returnMetadata="all")
     for _ in range(case.plan.rounds):
         with copied(case) as server:
             load.closed_loop(server.port, requests, connections=8, count=len(requests))
