@@ -96,7 +96,9 @@ class Look:
 
     def is_forgotten(self) -> bool:
         """Whether everything is sealed and merged to one, and the state holds no more than that."""
-        return len(self.segments()) == 1 and self.folders() == self.segments() and not self.rows("SELECT 1 FROM parts")
+        # A folder goes a moment before the note that it is to go.
+        is_one = len(self.segments()) == 1 and self.folders() == self.segments()
+        return is_one and not self.rows("SELECT 1 FROM parts") and not self.rows("SELECT 1 FROM garbage")
 
     def is_settled(self) -> bool:
         """Whether all of that holds, and the log has no bodies of what is sealed."""

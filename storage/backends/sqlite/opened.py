@@ -1,13 +1,16 @@
 """The indexes one service process has open: bounded, and never closed while in use.
 
-Thousands of small indexes must not cost thousands of descriptors: the ones used longest ago are closed first.
+Thousands of small indexes must not cost thousands of descriptors: the ones used longest ago are closed first, and one
+that nobody uses is closed after half a minute where opening it again is a matter of milliseconds. A large one stays:
+its segments are verified whenever they are opened.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from storage.backends.sqlite.catalogue import Catalogue
@@ -18,6 +21,10 @@ from storage.chain import Head
 from storage.errors import Damaged, IndexDeleted
 from storage.records import IndexId, IndexSpec
 
+IDLE_S = 30.0
+LOOK_S = 10.0
+"""How often is looked for indexes that nobody uses, while any is open."""
+
 
 class OpenIndex:
     """One index in use: its reader, and its log once something is appended."""
@@ -27,6 +34,7 @@ class OpenIndex:
         self.folder = folder
         self.reader = IndexReader(spec, folder)
         self.users = 0
+        self.used_at = time.monotonic()
         self.is_dropped = False
         self._log: asyncio.Task[Log] | None = None
 
@@ -38,12 +46,17 @@ class OpenIndex:
             )
         return await asyncio.shield(self._log)
 
-    async def close(self) -> None:
-        """Let go of the files."""
-        if self._log is not None:
-            [opened] = await asyncio.gather(self._log, return_exceptions=True)
+    async def close_log(self) -> None:
+        """Let go of the appending side; the next append opens it again."""
+        opening, self._log = self._log, None
+        if opening is not None:
+            [opened] = await asyncio.gather(opening, return_exceptions=True)
             if isinstance(opened, Log):
                 await opened.close()
+
+    async def close(self) -> None:
+        """Let go of the files."""
+        await self.close_log()
         await self.reader.close()
 
 
@@ -56,6 +69,8 @@ class OpenIndexes:
         self._count_max = count_max
         self._open: OrderedDict[IndexId, OpenIndex] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._looking: asyncio.TimerHandle | None = None
 
     def is_open(self, id: IndexId) -> bool:
         """Whether an index is in use, or was a short while ago."""
@@ -67,6 +82,7 @@ class OpenIndexes:
         if index is not None:
             # Who asks has looked the index up a moment ago; one that is deleted is dropped from here.
             self._open.move_to_end(spec.id)
+            index.used_at = time.monotonic()
             return index
         with self.while_it_lives(spec):
             return self._get(spec)
@@ -87,6 +103,7 @@ class OpenIndexes:
             # The one that is about to be used is not there to be trimmed, even if all others are in use.
             self._trim(self._count_max - 1)
             index = self._open[spec.id] = OpenIndex(spec, self._data.index(spec.id))
+            self._look_later()
         self._open.move_to_end(spec.id)
         return index
 
@@ -124,18 +141,43 @@ class OpenIndexes:
         except IndexDeleted:
             self.drop(id)
 
+    def _look_later(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.call_later(LOOK_S, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close what nobody has used for a while; of what takes long to open, only the side that appends."""
+        self._looking = None
+        now = time.monotonic()
+        for id, index in list(self._open.items()):
+            if now - index.used_at < IDLE_S:
+                break  # The others were used later.
+            if index.users:
+                continue
+            if index.reader.is_small:
+                self._close_later(self._open.pop(id))
+            else:
+                self._finish_later(index.close_log())
+        if self._open:
+            self._look_later()
+
     def _trim(self, count_max: int) -> None:
         idle = [id for id, index in self._open.items() if index.users == 0]
         for id in idle[: max(0, len(self._open) - count_max)]:
             self._close_later(self._open.pop(id))
 
     def _close_later(self, index: OpenIndex) -> None:
-        task = asyncio.create_task(index.close(), name="index-close")
+        self._finish_later(index.close())
+
+    def _finish_later(self, closing: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(closing, name="index-close")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Close everything."""
+        if self._looking is not None:
+            self._looking.cancel()
         while self._open:
             _, index = self._open.popitem()
             await index.close()

@@ -98,6 +98,11 @@ class IndexReader:
         opened = self._opened
         return opened.snapshot if opened is not None and opened.covers(self.state()) else None
 
+    @property
+    def is_small(self) -> bool:
+        """Whether opening the index anew costs next to nothing."""
+        return _is_small(self._state)
+
     async def snapshot(self) -> Snapshot:
         """The index, at least as of what `progress` says now."""
         state = self.state()
@@ -175,11 +180,7 @@ class IndexReader:
 
     def _open_small(self, state: State) -> _Opened | None:
         """Open an index that is read in less time than another connection takes; None for one that may not be."""
-        if state.next_label > INLINE_ROWS_MAX or state.applied > INLINE_ROWS_MAX or state.layout:
-            return None
-        if state.applied_bytes > INLINE_BYTES_MAX:
-            return None
-        return self._open_by(self._state_reader, self._log, {})
+        return self._open_by(self._state_reader, self._log, {}) if _is_small(state) else None
 
     def _open_by(self, reader: StateReader, log: LogReader, ready: dict[str, OpenSegment]) -> _Opened:
         for _ in range(OPEN_TRIES_MAX):
@@ -260,6 +261,11 @@ def _current(opened: Callable[[], _AnyReader], path: Path, kind: str) -> _AnyRea
     reader.close()
     migrate(path, kind)
     return opened()
+
+
+def _is_small(state: State) -> bool:
+    is_short = state.applied_bytes <= INLINE_BYTES_MAX and not state.layout
+    return is_short and max(state.next_label, state.applied) <= INLINE_ROWS_MAX
 
 
 class _Opened:

@@ -1,7 +1,7 @@
 """The state of one index: reading it, and the transactions of the worker that holds it.
 
 Every writing transaction compares the epoch and the progress it was decided on with what is there, and sets all of it
-at once; a worker that lost the index finds out here and changes nothing.
+at once, in one visit to the thread of the connection; a worker that lost the index finds out here and changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import orjson
 
 from storage.apply import Applied, Effects, signed
-from storage.backends.sqlite.database import Database, Reader, Row, Transaction
+from storage.backends.sqlite.database import Database, Reader, Row, Statements
 from storage.errors import StateDamaged
 from storage.records import MetadataIndex, MetadataType, MutationId, MutationState, Progress, Sequence
 
@@ -210,16 +210,22 @@ class StateWriter:
 
     async def take(self, worker: str, expected_epoch: int) -> int:
         """Raise the epoch and own the index. Raises LeaseLost when somebody else was quicker."""
-        async with self.database.writing() as transaction:
-            await self._compare(transaction, expected_epoch)
-            await transaction.rows("UPDATE progress SET epoch = epoch + 1, owner = ?", (worker,))
+
+        def work(statements: Statements) -> None:
+            _compare(statements, expected_epoch)
+            statements.rows("UPDATE progress SET epoch = epoch + 1, owner = ?", (worker,))
+
+        await self.database.at_once(work)
         return expected_epoch + 1
 
     async def release(self, epoch: int) -> None:
         """Own the index no longer. Raises LeaseLost."""
-        async with self.database.writing() as transaction:
-            await self._compare(transaction, epoch)
-            await transaction.rows("UPDATE progress SET owner = ''")
+
+        def work(statements: Statements) -> None:
+            _compare(statements, epoch)
+            statements.rows("UPDATE progress SET owner = ''")
+
+        await self.database.at_once(work)
 
     async def live_labels(self, ids: Items[str]) -> dict[str, int]:
         """The labels of the live versions of these ids."""
@@ -231,24 +237,28 @@ class StateWriter:
 
     async def count_try(self, epoch: int, sequence: Sequence) -> int:
         """Remember, before it is tried, that applying a mutation alone is begun; say how often it was."""
-        async with self.database.writing() as transaction:
-            await self._compare(transaction, epoch)
-            [(tries,)] = await transaction.rows(
+
+        def work(statements: Statements) -> int:
+            _compare(statements, epoch)
+            [(tries,)] = statements.rows(
                 "INSERT INTO attempts VALUES (?, 1) ON CONFLICT DO UPDATE SET tries = tries + 1 RETURNING tries",
                 (sequence,),
             )
-        return int(tries)
+            return int(tries)
+
+        return await self.database.at_once(work)
 
     async def apply(self, epoch: int, expected: Sequence, effects: Effects, to: Applied) -> None:
         """Write effects and move progress, whole or not at all. Raises LeaseLost, ManifestMoved."""
         now_ms = time.time_ns() // 1_000_000
-        async with self.database.writing() as transaction:
-            state = await self._compare(transaction, epoch)
+
+        def work(statements: Statements) -> None:
+            state = _compare(statements, epoch)
             if state.applied != expected:
                 raise ManifestMoved(f"progress is {state.applied}, not {expected}")
-            await _write_rows(transaction, effects, now_ms)
-            await _write_outcomes(transaction, effects, now_ms)
-            await transaction.rows(
+            _write_rows(statements, effects, now_ms)
+            _write_outcomes(statements, effects, now_ms)
+            statements.rows(
                 "UPDATE progress SET applied = ?, applied_id = ?, applied_ms = max(applied_ms, ?), applied_chain = ?, "
                 "applied_bytes = ?, next_label = ?, vectors = vectors + ?, digest = ?",
                 (
@@ -263,20 +273,23 @@ class StateWriter:
                 ),
             )
 
+        await self.database.at_once(work)
+
     async def publish(
         self, epoch: int, *, inputs: Items[str], segment: SegmentRow | None, sealed_through: Sequence | None
     ) -> None:
         """Put a segment (none when no row was live) in the place of its inputs. Raises LeaseLost, ManifestMoved."""
         now_ms = time.time_ns() // 1_000_000
-        async with self.database.writing() as transaction:
-            await self._compare(transaction, epoch)
+
+        def work(statements: Statements) -> None:
+            _compare(statements, epoch)
             for name in inputs:
-                if not await transaction.rows("DELETE FROM segments WHERE name = ? RETURNING name", (name,)):
+                if not statements.rows("DELETE FROM segments WHERE name = ? RETURNING name", (name,)):
                     raise ManifestMoved(f"segment {name} is gone from the manifest")
-                await transaction.rows("DELETE FROM columns WHERE segment = ?", (name,))
-                await transaction.rows("INSERT INTO garbage VALUES (?, ?, ?)", (name, epoch, now_ms))
+                statements.rows("DELETE FROM columns WHERE segment = ?", (name,))
+                statements.rows("INSERT INTO garbage VALUES (?, ?, ?)", (name, epoch, now_ms))
             if segment is not None:
-                await transaction.rows(
+                statements.rows(
                     "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         segment.name,
@@ -292,33 +305,41 @@ class StateWriter:
                     ),
                 )
             if sealed_through is not None:
-                await transaction.rows("UPDATE progress SET sealed_through = max(sealed_through, ?)", (sealed_through,))
-            await transaction.rows("UPDATE progress SET layout = layout + 1")
+                statements.rows("UPDATE progress SET sealed_through = max(sealed_through, ?)", (sealed_through,))
+            statements.rows("UPDATE progress SET layout = layout + 1")
+
+        await self.database.at_once(work)
 
     async def publish_column(self, epoch: int, column: ColumnRow) -> None:
         """Add a back-filled column file. Raises LeaseLost, ManifestMoved."""
-        async with self.database.writing() as transaction:
-            await self._compare(transaction, epoch)
-            if not await transaction.rows("SELECT 1 FROM segments WHERE name = ?", (column.segment,)):
+
+        def work(statements: Statements) -> None:
+            _compare(statements, epoch)
+            if not statements.rows("SELECT 1 FROM segments WHERE name = ?", (column.segment,)):
                 raise ManifestMoved(f"segment {column.segment} is gone from the manifest")
-            await transaction.rows(
+            statements.rows(
                 "INSERT OR REPLACE INTO columns VALUES (?, ?, ?, ?)",
                 (column.segment, column.metadata_index, column.file, column.checksum),
             )
-            await transaction.rows("UPDATE progress SET layout = layout + 1")
+            statements.rows("UPDATE progress SET layout = layout + 1")
+
+        await self.database.at_once(work)
 
     async def forget(self, epoch: int, *, removed_before_ms: int, outcomes_through: int) -> None:
         """Drop versions that no cursor can see any more, and outcomes too old to be asked for. Raises LeaseLost."""
-        async with self.database.writing() as transaction:
-            await self._compare(transaction, epoch)
-            [(horizon,)] = await transaction.rows(
+
+        def work(statements: Statements) -> None:
+            _compare(statements, epoch)
+            [(horizon,)] = statements.rows(
                 "SELECT coalesce(max(removed), 0) FROM vectors WHERE removed > 0 AND removed_ms < ?",
                 (removed_before_ms,),
             )
             if horizon:
-                await transaction.rows("UPDATE progress SET list_horizon = max(list_horizon, ?)", (horizon,))
-                await transaction.rows("DELETE FROM vectors WHERE removed > 0 AND removed_ms < ?", (removed_before_ms,))
-            await transaction.rows("DELETE FROM outcomes WHERE sequence <= ?", (outcomes_through,))
+                statements.rows("UPDATE progress SET list_horizon = max(list_horizon, ?)", (horizon,))
+                statements.rows("DELETE FROM vectors WHERE removed > 0 AND removed_ms < ?", (removed_before_ms,))
+            statements.rows("DELETE FROM outcomes WHERE sequence <= ?", (outcomes_through,))
+
+        await self.database.at_once(work)
 
     async def forget_sealed(
         self, epoch: int, *, layout: int, through: Sequence, tombstones: Items[tuple[int, int]]
@@ -328,55 +349,61 @@ class StateWriter:
         Who follows an older layout could miss them, and finds out by `collected_layout`. Raises LeaseLost,
         ManifestMoved.
         """
-        async with self.database.writing() as transaction:
-            state = await self._compare(transaction, epoch)
+
+        def work(statements: Statements) -> None:
+            state = _compare(statements, epoch)
             if state.layout != layout:
                 raise ManifestMoved(f"layout is {state.layout}, not {layout}")
-            await transaction.rows("UPDATE progress SET collected_layout = layout")
-            await transaction.rows("DELETE FROM parts WHERE sequence <= ?", (through,))
-            await transaction.many("DELETE FROM tombstones WHERE sequence = ? AND label = ?", tombstones)
+            statements.rows("UPDATE progress SET collected_layout = layout")
+            statements.rows("DELETE FROM parts WHERE sequence <= ?", (through,))
+            statements.many("DELETE FROM tombstones WHERE sequence = ? AND label = ?", tombstones)
+
+        await self.database.at_once(work)
 
     async def forget_garbage(self, epoch: int, names: Items[str]) -> None:
         """Drop the notes of folders that are unlinked. Raises LeaseLost."""
-        async with self.database.writing() as transaction:
-            await self._compare(transaction, epoch)
-            await transaction.many("DELETE FROM garbage WHERE name = ?", [(name,) for name in names])
+
+        def work(statements: Statements) -> None:
+            _compare(statements, epoch)
+            statements.many("DELETE FROM garbage WHERE name = ?", [(name,) for name in names])
+
+        await self.database.at_once(work)
 
     async def vacuum(self, pages: int) -> None:
         """Give free pages back to the file system."""
         await self.database.rows(f"PRAGMA incremental_vacuum({pages:d})")
-
-    @staticmethod
-    async def _compare(transaction: Transaction, epoch: int) -> State:
-        [row] = await transaction.rows(PROGRESS_SQL)
-        state = state_of(row)
-        if state.epoch != epoch:
-            raise LeaseLost(f"epoch is {state.epoch}, not {epoch}")
-        return state
 
     async def close(self) -> None:
         """Let go of the file."""
         await self.database.close()
 
 
-async def _write_rows(transaction: Transaction, effects: Effects, now_ms: int) -> None:
-    await transaction.many(
+def _compare(statements: Statements, epoch: int) -> State:
+    [row] = statements.rows(PROGRESS_SQL)
+    state = state_of(row)
+    if state.epoch != epoch:
+        raise LeaseLost(f"epoch is {state.epoch}, not {epoch}")
+    return state
+
+
+def _write_rows(statements: Statements, effects: Effects, now_ms: int) -> None:
+    statements.many(
         "UPDATE vectors SET removed = ?, removed_ms = ? WHERE id = ? AND label = ? AND removed = 0",
         [(one.sequence, now_ms, one.id, one.label) for one in effects.removed],
     )
-    await transaction.many(
+    statements.many(
         "INSERT INTO vectors VALUES (?, ?, ?, ?, ?)",
         [
             *((one.id, one.label, one.sequence, 0, 0) for one in effects.added.values()),
             *((one.id, one.label, one.sequence, removed, now_ms) for one, removed in effects.passing),
         ],
     )
-    await transaction.many("INSERT INTO tombstones VALUES (?, ?)", tombstones(effects))
-    await transaction.many(
+    statements.many("INSERT INTO tombstones VALUES (?, ?)", tombstones(effects))
+    statements.many(
         "INSERT INTO parts VALUES (?, ?, ?, ?, ?)",
         [(part.sequence, part.first_label, part.rows, part.bytes, part.source) for part in effects.parts],
     )
-    await transaction.many("INSERT OR IGNORE INTO namespaces VALUES (?)", [(name,) for name in effects.namespaces])
+    statements.many("INSERT OR IGNORE INTO namespaces VALUES (?)", [(name,) for name in effects.namespaces])
 
 
 def tombstones(effects: Effects) -> list[tuple[int, int]]:
@@ -386,8 +413,8 @@ def tombstones(effects: Effects) -> list[tuple[int, int]]:
     return [*killed, *passed, *effects.stillborn]
 
 
-async def _write_outcomes(transaction: Transaction, effects: Effects, now_ms: int) -> None:
-    await transaction.many(
+def _write_outcomes(statements: Statements, effects: Effects, now_ms: int) -> None:
+    statements.many(
         "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
@@ -404,15 +431,15 @@ async def _write_outcomes(transaction: Transaction, effects: Effects, now_ms: in
             for one in effects.outcomes
         ],
     )
-    await transaction.many(
+    statements.many(
         "DELETE FROM attempts WHERE sequence = ?",
         [(one.sequence,) for one in effects.outcomes if one.state is not MutationState.QUEUED],
     )
-    await transaction.many(
+    statements.many(
         "INSERT INTO metadata_indexes VALUES (?, ?, ?)",
         [(one.id, one.property, one.type) for one in effects.created],
     )
-    await transaction.many("DELETE FROM metadata_indexes WHERE id = ?", [(id,) for id in effects.dropped])
+    statements.many("DELETE FROM metadata_indexes WHERE id = ?", [(id,) for id in effects.dropped])
 
 
 def state_of(row: Row) -> State:
