@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -36,6 +37,8 @@ SHORT_ROWS, SHORT_PEERS = 2_000, ("usearch",)
 def main() -> int:
     """Measure what is asked for, part by part, and report all there is."""
     asked = _arguments()
+    # What was started is stopped by whoever started it, also when the whole is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parts = tuple(asked.only.split(",")) if asked.only else PARTS
     if unknown := set(parts) - {*PARTS, "report"}:
         raise SystemExit(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(PARTS)} and report")

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from scripts.benchmark import load
 from scripts.benchmark.data import FIELDS
 from scripts.benchmark.headrace import (
@@ -37,9 +35,6 @@ from scripts.benchmark.server import ROOT, running
 
 LARGE = 5_000
 THREADS = 2
-GRAPH = {"metric": "ip", "dtype": "bf16", "connectivity": 32, "expansion_add": 128}
-"""The form of Headrace's graphs of cosine indexes."""
-
 Times = dict[tuple[str, int], list[float]]
 
 
@@ -49,7 +44,7 @@ def measure(case: Case) -> list[Measurement]:
     large = upsert(INDEX, case.data.ndjson(0, min(LARGE, case.data.rows)))
     ours: Times = {}
     bare: Times = {}
-    built: list[float] = []
+    built: list[dict[str, object]] = []
     for _ in range(case.plan.rounds):
         for connections in case.plan.load_connections:
             _ours(case, connections, ours)
@@ -128,22 +123,12 @@ def wait_listening(port: int, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"{process.args!r} does not listen on port {port}")
 
 
-def _build(case: Case) -> float:
-    """Seconds that usearch takes for the rows, in a process of its own."""
-    command = [sys.executable, "-P", "-m", "scripts.benchmark.loading", str(case.data.folder / "vectors.npy")]
-    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True)
-    return float(json.loads(done.stdout))
-
-
-def build(vectors: Path) -> float:
-    """Seconds to build one graph of all rows, as Headrace builds it, with nothing around it."""
-    from usearch.index import Index
-
-    rows = np.load(vectors)
-    index = Index(ndim=rows.shape[1], **GRAPH)  # type: ignore[arg-type]
-    started = time.perf_counter()
-    index.add(np.arange(len(rows), dtype=np.uint64), rows, threads=THREADS)
-    return time.perf_counter() - started
+def _build(case: Case) -> dict[str, object]:
+    """What usearch did with the rows, in a process of its own."""
+    vectors = str(case.data.folder / "vectors.npy")
+    command = [sys.executable, "-P", "-m", "scripts.benchmark.build_limit", vectors, "--threads", str(THREADS)]
+    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, check=True)
+    return dict(json.loads(done.stdout))
 
 
 def _note(times: Times, what: str, connections: int, seconds: float) -> None:
@@ -172,12 +157,8 @@ def _bare_figures(case: Case, times: Times) -> Iterator[Measurement]:
         yield case.rounds(name, rates, "/s", subject="limit: bare ingest", clients=connections, settings=settings)
 
 
-def _built(case: Case, seconds: list[float]) -> Measurement:
-    rates = [case.data.rows / one for one in seconds]
-    settings = {**GRAPH, "threads": THREADS}
-    note = "in process, no HTTP and no disk"
+def _built(case: Case, builds: list[dict[str, object]]) -> Measurement:
+    rates = [float(str(one["per_second"])) for one in builds]
+    settings = {name: value for name, value in builds[0].items() if name not in ("rows", "seconds", "per_second")}
+    note = "one call, in process, no HTTP and no disk"
     return case.rounds("load.indexed", rates, "/s", subject="limit: usearch build", settings=settings, note=note)
-
-
-if __name__ == "__main__":
-    print(build(Path(sys.argv[1])))

@@ -56,7 +56,7 @@ class Plan:
     @property
     def query_s(self) -> float:
         """One round of queries at a steady number of clients."""
-        return 0.2 if self.short else 1.5
+        return 0.2 if self.short else 1.0
 
     @property
     def paced_s(self) -> float:

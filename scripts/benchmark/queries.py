@@ -132,7 +132,8 @@ def _bare(case: Case, graph: Path, port: int, ours: list[Contender], stack: Exit
             wanted["equal"] = reached - RECALL_EQUAL
         for match, recall in wanted.items():
             expansion = next((each for each, value in curve.items() if value >= recall), max(curve))
-            for python in (None, uvloop) if uvloop else (None,):
+            # uvloop where the verdict is: at equal recall.
+            for python in (None, uvloop) if uvloop and match == [*wanted][-1] else (None,):
                 key = (expansion, python is not None)
                 if key not in servers:
                     bare = read_limit.running(graph, expansion=expansion, processes=PROCESSES, python=python)

@@ -26,7 +26,16 @@ class Table:
 
 def tables(findings: Findings) -> Iterator[Table]:
     """All that have something in them; the verdicts are not among them."""
-    makers: tuple[Callable[[Findings, str], Table], ...] = (_load, _query, _tried, _filtered, _writes, _costs, _memory)
+    makers: tuple[Callable[[Findings, str], Table], ...] = (
+        _load,
+        _query,
+        _tried,
+        _filtered,
+        _writes,
+        _costs,
+        _memory,
+        _missing,
+    )
     for name in findings.sets:
         yield from (table for make in makers if (table := make(findings, name)).rows)
     yield from _others(findings)
@@ -169,6 +178,12 @@ def _memory(findings: Findings, name: str) -> Table:
     columns = ("service processes", "process", "RSS MB", "PSS MB", "private MB")
     note = "each; pages that are shared count whole in RSS, by share in PSS, not at all in private"
     return Table(f"{name}: memory of our processes", columns, rows, note)
+
+
+def _missing(findings: Findings, name: str) -> Table:
+    found = [one for what in ("missing", "failed") for one in findings.pick(name, what, None)]
+    rows = [(one.subject, one.what, one.note) for one in found]
+    return Table(f"{name}: what could not be measured", ("subject", "", "why"), rows)
 
 
 def _others(findings: Findings) -> Iterator[Table]:
