@@ -33,6 +33,8 @@ class Settings:
     """Listen beyond loopback without a token."""
     create_indexes: str = ""
     """Indexes to make at start: `name:dimensions:metric` or `name:preset`, separated by commas."""
+    binding_creates_indexes: bool = False
+    """A Worker's first write to an index that does not exist makes it, with that vector's dimensions and cosine."""
     log_format: str = "auto"
     """`json`, `console`, or `auto`: console on a terminal, JSON elsewhere."""
     log_level: str = "info"

@@ -35,7 +35,7 @@ METAVARS = {
 }
 SERVING = ("host", "port", "data", "processes", "token", "insecure", "profile", "create_indexes")
 LOGGING = ("log_format", "log_level")
-DEV_PRESETS = {"host": "127.0.0.1", "profile": "cloudflare"}
+DEV_PRESETS = {"host": "127.0.0.1", "profile": "cloudflare", "binding_creates_indexes": "true"}
 
 OVERVIEW = f"""\
 Headrace {VERSION}, a self-hosted vector index service: a drop-in for Cloudflare Vectorize v2.

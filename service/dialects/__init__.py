@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from service.dialects.account import routes as account_routes
+from service.dialects.binding import routes as binding_routes
 from service.dialects.vectorize import envelope
 from service.dialects.vectorize import routes as vectorize_routes
 
@@ -26,6 +27,12 @@ class Dialect:
 
 
 DIALECTS = (
+    Dialect(
+        name="binding",
+        owns=binding_routes.owns,
+        routes=binding_routes.routes,
+        refusal=binding_routes.refusal,
+    ),
     Dialect(
         name="vectorize",
         owns=lambda path: "/vectorize/" in path,

@@ -24,10 +24,19 @@ class Message:
     message: str
 
 
+RESULT = web.ResponseKey("result", bytes)
+"""The result of a success as JSON, for a dialect that answers it without the envelope."""
+ERRORS = web.ResponseKey("errors", tuple[Message, ...])
+"""What a refusal says, for a dialect that says it in another shape."""
+
+
 def success(result: object, *, messages: Sequence[Message] = ()) -> web.Response:
     """A 200 with a result. Any other 2xx is an error to some clients."""
-    envelope = {"result": result, "success": True, "errors": [], "messages": _entries(messages)}
-    return _json(200, envelope)
+    text = json_bytes(result)
+    entries = json_bytes(_entries(messages))
+    response = _json(200, b'{"result":%b,"success":true,"errors":[],"messages":%b}' % (text, entries))
+    response[RESULT] = text
+    return response
 
 
 def refusal(request: web.BaseRequest, error: Exception) -> web.Response:
@@ -50,7 +59,10 @@ def failure(request: web.BaseRequest, status: int, entries: Sequence[Message]) -
     envelope: dict[str, object] = {"result": None}
     if _DATA_PLANE.search(request.path):
         envelope["result_info"] = None
-    return _json(status, envelope | {"success": False, "errors": _entries(entries), "messages": []})
+    envelope |= {"success": False, "errors": _entries(entries), "messages": []}
+    response = _json(status, json_bytes(envelope))
+    response[ERRORS] = tuple(entries)
+    return response
 
 
 def _storage_failure(request: web.BaseRequest, error: StorageError) -> web.Response:
@@ -92,13 +104,17 @@ def _entries(messages: Sequence[Message]) -> list[dict[str, object]]:
     return [{"code": int(entry.code), "message": entry.message} for entry in messages]
 
 
-def _json(status: int, document: object) -> web.Response:
+def _json(status: int, body: bytes) -> web.Response:
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+def json_bytes(document: object) -> bytes:
+    """A document as JSON, numbers of numpy included."""
     # A path with bytes that are not UTF-8 comes back in some messages as surrogates, which JSON cannot hold.
     try:
-        body = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
-        body = orjson.dumps(_printable(document), option=orjson.OPT_SERIALIZE_NUMPY)
-    return web.Response(status=status, body=body, content_type="application/json")
+        return orjson.dumps(_printable(document), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _printable(document: object) -> object:

@@ -25,14 +25,14 @@ from service.dialects.vectorize.parameters import (
 )
 from service.dialects.vectorize.reading import json_model
 from service.dialects.vectorize.vectors import BatchRules, ReadBatch, read_batch
-from service.dialects.vectorize.writes import append, write_options
+from service.dialects.vectorize.writes import WriteOptions, append, write_options
 from service.keys import BODY_BUDGET, SETTINGS, STORE
 from storage.batch import pack_ids, pack_json, pack_vectors
 from storage.filters import And, Filter, FilterRules, to_json
 from storage.interfaces import ListRequest
 from storage.limits import Limits
 from storage.masks import matching
-from storage.records import Action, Change
+from storage.records import Action, Change, IndexSpec
 from storage.snapshot import Snapshot
 
 INLINE_BYTES = 64 * 1024
@@ -52,27 +52,34 @@ async def upsert(request: web.Request) -> web.Response:
 
 async def _write_vectors(request: web.Request, action: Action) -> web.Response:
     spec = index_of(request)
-    limits = request.app[SETTINGS].limits
     options = write_options(request)
+    limits = request.app[SETTINGS].limits
+    with body_of(request, request.app[BODY_BUDGET], bytes_max=limits.upload_bytes_max) as reader:
+        return await write_batch(request, spec, action, options, await reader.read())
+
+
+async def write_batch(
+    request: web.Request, spec: IndexSpec, action: Action, options: WriteOptions, body: bytes
+) -> web.Response:
+    """Log the vectors of a body that was read. Raises Refusal, and what `Store.append` does."""
+    limits = request.app[SETTINGS].limits
     rules = BatchRules(
         action=action,
         dimensions=spec.config.dimensions,
         limits=limits,
         discard=choice_parameter(request, "unparsable-behavior", ("error", "discard")) == "discard",
     )
-    with body_of(request, request.app[BODY_BUDGET], bytes_max=limits.upload_bytes_max) as reader:
-        body = await reader.read()
-        label = request.headers.get("Content-Type", "")
-        if len(body) <= INLINE_BYTES:
-            read, packed = _read_and_pack(body, label, rules)
-        else:
-            # A full batch takes long enough to parse and pack that it would hold up every other request.
-            read, packed = await asyncio.to_thread(_read_and_pack, body, label, rules)
-        namespaces = sorted({name for name in read.batch.namespaces if name})
-        if namespaces:
-            await request.app[STORE].check_namespaces(spec, namespaces, limits)
-        change = Change(action=action, body=packed, rows=len(read.batch))
-        return await append(request, spec, change, options, messages=_dropped(read))
+    label = request.headers.get("Content-Type", "")
+    if len(body) <= INLINE_BYTES:
+        read, packed = _read_and_pack(body, label, rules)
+    else:
+        # A full batch takes long enough to parse and pack that it would hold up every other request.
+        read, packed = await asyncio.to_thread(_read_and_pack, body, label, rules)
+    namespaces = sorted({name for name in read.batch.namespaces if name})
+    if namespaces:
+        await request.app[STORE].check_namespaces(spec, namespaces, limits)
+    change = Change(action=action, body=packed, rows=len(read.batch))
+    return await append(request, spec, change, options, messages=_dropped(read))
 
 
 def _read_and_pack(body: bytes, label: str, rules: BatchRules) -> tuple[ReadBatch, bytes]:

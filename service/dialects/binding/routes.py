@@ -1,0 +1,123 @@
+"""The six operations of a binding, on the handlers of the Vectorize dialect.
+
+A binding speaks the same documents as the REST API, without its envelope: a result is the whole answer, and a
+refusal is `{"code", "error"}`. Success is 200 and nothing else.
+"""
+
+from __future__ import annotations
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from service.bodies import body_of, leave_unread
+from service.dialects.binding.addressing import account_of, call_of, is_proxied, unwrapped
+from service.dialects.binding.creation import create_for
+from service.dialects.vectorize import envelope, routes_indexes, routes_query, routes_vectors
+from service.dialects.vectorize.envelope import ERRORS, RESULT, json_bytes
+from service.dialects.vectorize.parameters import index_of
+from service.dialects.vectorize.writes import write_options
+from service.keys import BODY_BUDGET, INDEX_NAME, SETTINGS
+from service.version import VERSION
+from storage.errors import IndexDeleted, IndexNotFound
+from storage.records import Action
+
+ROOT = "/_binding"
+PREFIXES = ("", "/accounts/{account}")
+
+
+async def insert(request: web.Request) -> web.Response:
+    """Log vectors to add, into an index that may have to be made."""
+    return await _write(request, Action.INSERT)
+
+
+async def upsert(request: web.Request) -> web.Response:
+    """Log vectors to add or replace, into an index that may have to be made."""
+    return await _write(request, Action.UPSERT)
+
+
+OPERATIONS: dict[str, tuple[str, Handler]] = {
+    "info": (hdrs.METH_GET, routes_indexes.info),
+    "query": (hdrs.METH_POST, routes_query.query),
+    "insert": (hdrs.METH_POST, insert),
+    "upsert": (hdrs.METH_POST, upsert),
+    "getByIds": (hdrs.METH_POST, routes_vectors.get_by_ids),
+    "deleteByIds": (hdrs.METH_POST, routes_vectors.delete_by_ids),
+}
+
+
+async def operate(request: web.Request) -> web.StreamResponse:
+    """Do what a binding asks and answer as it expects."""
+    call = call_of(request)
+    request[INDEX_NAME] = call.index
+    if call.operation not in OPERATIONS:
+        raise web.HTTPNotFound
+    method, handler = OPERATIONS[call.operation]
+    if request.method != method:
+        raise web.HTTPMethodNotAllowed(request.method, [method])
+    request.match_info.update(account=call.account, name=call.index)
+    answer = await handler(unwrapped(request) if is_proxied(request) else request)
+    assert isinstance(answer, web.Response)
+    answer.body = answer[RESULT]
+    return answer
+
+
+async def status(request: web.Request) -> web.StreamResponse:
+    """Say who is here to whoever looks before it sends: a client learns version, account and whether it may come in.
+
+    What miniflare's remote proxy sends to the same address is an operation.
+    """
+    if is_proxied(request):
+        return await operate(request)
+    document = {
+        "headrace": VERSION,
+        "account": account_of(request),
+        "createsIndexes": request.app[SETTINGS].binding_creates_indexes,
+    }
+    return web.Response(body=json_bytes(document), content_type="application/json")
+
+
+def refusal(request: web.BaseRequest, error: Exception) -> web.Response:
+    """The Vectorize dialect's refusal in the words a binding passes on to its user."""
+    answer = envelope.refusal(request, error)
+    first = answer[ERRORS][0]
+    text = first.message
+    if isinstance(error, IndexNotFound | IndexDeleted):
+        name = request.get(INDEX_NAME, "")
+        text += f"; to make it: wrangler vectorize create {name} --dimensions=... --metric=cosine"
+    answer.body = json_bytes({"code": int(first.code), "error": text})
+    return answer
+
+
+def owns(path: str) -> bool:
+    """Whether a path is a binding's."""
+    return path.removeprefix("/") in OPERATIONS or f"{ROOT}/" in f"{path}/"
+
+
+def routes() -> list[web.RouteDef]:
+    """Every way in, ready for an application's router."""
+    every: list[tuple[str, str, Handler]] = [
+        (method, f"/{{operation:{operation}}}", operate) for operation, (method, _) in OPERATIONS.items()
+    ]
+    for prefix in PREFIXES:
+        every += [
+            ("*", f"{prefix}{ROOT}", status),
+            ("*", f"{prefix}{ROOT}/{{name}}", operate),
+            ("*", f"{prefix}{ROOT}/{{name}}/{{operation}}", operate),
+        ]
+    return [web.route(method, path, handler, expect_handler=leave_unread) for method, path, handler in every]
+
+
+async def _write(request: web.Request, action: Action) -> web.Response:
+    settings = request.app[SETTINGS]
+    options = write_options(request)
+    try:
+        spec = index_of(request)
+    except (IndexNotFound, IndexDeleted):
+        if not settings.binding_creates_indexes:
+            raise
+        spec = None
+    with body_of(request, request.app[BODY_BUDGET], bytes_max=settings.limits.upload_bytes_max) as reader:
+        body = await reader.read()
+        if spec is None:
+            spec = await create_for(request, action, body)
+        return await routes_vectors.write_batch(request, spec, action, options, body)
