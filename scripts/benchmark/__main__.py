@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from scripts.benchmark import filtered, loading, queries, report, resources, writes
+from scripts.benchmark import filtered, growth, loading, queries, report, resources, small_indexes, writes
 from scripts.benchmark.data import data_set
 from scripts.benchmark.journal import Journal, now
 from scripts.benchmark.peers import NAMES, measure_peer
@@ -98,8 +99,14 @@ def _peer(case: Case, name: str) -> list[Measurement]:
 
 
 def _scaling(plan: Plan) -> dict[str, Callable[[], Iterable[Measurement]]]:
-    del plan
-    return {}
+    """What has sizes of its own."""
+    return {"growth": partial(growth.measure, plan), "small": partial(_small, plan)}
+
+
+def _small(plan: Plan) -> list[Measurement]:
+    plan.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="small-", dir=plan.work) as folder:
+        return small_indexes.measure(small_indexes.case_of(plan), small_indexes.STEPS, Path(folder) / "data")
 
 
 def _plan(asked: argparse.Namespace) -> Plan:
@@ -113,7 +120,9 @@ def _plan(asked: argparse.Namespace) -> Plan:
         raise SystemExit(f"unknown peers {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     out = asked.out or CACHE / "bench" / ("report-short" if short else "report")
     rows = asked.rows or (SHORT_ROWS if short else 100_000)
-    return Plan(sets=sets, rows=rows, peers=peers, rounds=1 if short else asked.rounds, short=short, out=out)
+    sizes = tuple(sorted(map(int, asked.sizes.replace("_", "").split(",")))) if asked.sizes else ()
+    rounds = 1 if short else asked.rounds
+    return Plan(sets=sets, rows=rows, peers=peers, rounds=rounds, short=short, out=out, sizes=sizes)
 
 
 def _arguments() -> argparse.Namespace:
@@ -122,6 +131,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="vectors of each set: 10,000 to 1,000,000; 100,000 by default")
     parser.add_argument("--peers", help=f"all, none, or some of {', '.join(NAMES)}")
     parser.add_argument("--only", help=f"some of {', '.join(PARTS)}; report alone measures nothing")
+    parser.add_argument("--sizes", help="of growth, separated by commas; 10000,100000,1000000 by default")
     parser.add_argument("--rounds", type=int, default=3, help="figures are medians of so many rounds")
     parser.add_argument("--out", type=Path, help="the folder of results.json and report.html")
     parser.add_argument("--short", action="store_true", help="a minute or two, to see that it works; judges no time")

@@ -32,6 +32,13 @@ class Plan:
     rounds: int
     short: bool
     out: Path
+    sizes: tuple[int, ...] = ()
+    """Between which growth is measured; none for the usual ones."""
+
+    @property
+    def growth_rows(self) -> tuple[int, ...]:
+        """The sizes between which growth is measured."""
+        return self.sizes or ((500, 1_000, 2_000) if self.short else (10_000, 100_000, 1_000_000))
 
     @property
     def work(self) -> Path:

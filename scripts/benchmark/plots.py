@@ -89,7 +89,25 @@ def _latencies(found: list[Measured], name: str, path: Path) -> None:
 
 def _growth(found: list[Measured], path: Path) -> None:
     """Every figure of the growth part by the number of vectors, relative to the smallest."""
-    del found, path
+    chosen = {"growth.start": "start to the first answer", "growth.pss": "memory of a service process (PSS)"}
+    chosen |= {"growth.disk": "bytes on disk for each vector"}
+    points: dict[str, dict[int, float]] = {}
+    for one in found:
+        ours = one["subject"] == "headrace"
+        settings = one.get("settings", {})
+        if one["what"] == "growth.query":
+            name = f"query p50, {one['clients']} clients" if ours else "graph alone, p50"
+            points.setdefault(name, {})[one["rows"]] = one["p50_ms"] if ours else one["value"]
+        elif one["what"] in chosen and settings.get("process", "service") == "service":
+            points.setdefault(chosen[one["what"]], {})[one["rows"]] = one["value"]
+    if not points:
+        return
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, values in points.items():
+        pairs = sorted(values.items())
+        axes.plot([rows for rows, _ in pairs], [value / pairs[0][1] for _, value in pairs], label=name, marker="o")
+    axes.set(title="growth, relative to the fewest vectors", xlabel="vectors", xscale="log", yscale="log")
+    _save(figure, axes, path)
 
 
 def _line(axes: Any, name: str, pairs: list[tuple[float, float]]) -> None:

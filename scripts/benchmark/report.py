@@ -35,7 +35,7 @@ BENCHMARKS.md says what each figure means, and what is unlike between the subjec
 def write(journal: Journal, out: Path, *, rows: int, plots: bool) -> None:
     """Print every table, the targets last, and write the page beside the journal."""
     findings = Findings(journal.measurements, rows)
-    found = [*tables(findings), *(summary(findings, name) for name in findings.sets), _parts(journal)]
+    found = [*tables(findings), *_summaries(findings), _parts(journal)]
     last = verdict_table(targets.verdicts(findings))
     console = Console(width=200) if not Console().is_terminal else Console()
     for table in [*found, last]:
@@ -51,8 +51,12 @@ def write(journal: Journal, out: Path, *, rows: int, plots: bool) -> None:
 def markdown(journal: Journal, *, rows: int) -> str:
     """The tables for the README: a line for each subject, the targets, and the machine."""
     findings = Findings(journal.measurements, rows)
-    shown = [*(summary(findings, name) for name in findings.sets), verdict_table(targets.verdicts(findings))]
+    shown = [*_summaries(findings), verdict_table(targets.verdicts(findings))]
     return "\n\n".join([*map(_markdown, shown), f"{_machine(journal)}."])
+
+
+def _summaries(findings: Findings) -> list[Table]:
+    return [table for name in findings.sets if (table := summary(findings, name)).rows]
 
 
 def _markdown(table: Table) -> str:

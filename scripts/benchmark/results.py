@@ -23,7 +23,7 @@ class Measurement:
     what: str
     """What was measured: "query", "filtered", "load.acknowledged", "visible", "rss", ..."""
     value: float
-    unit: str
+    unit: str = ""
     """"/s", "ms", "MB", "s", "bytes/vector", ..."""
     low: float | None = None
     high: float | None = None

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from scripts.benchmark.plan import Plan
 from scripts.benchmark.processes import Usage, usage
 from scripts.benchmark.results import Measurement
 from scripts.benchmark.server import NDJSON, Server, running
@@ -57,6 +58,13 @@ class Case:
             unit=unit,
             **more,  # type: ignore[arg-type]
         )
+
+
+def case_of(plan: Plan) -> Case:
+    """What a run of the whole benchmark measures."""
+    if plan.short:
+        return Case(indexes=50, vectors=100, idle_s=2.0, writes=20, settle_s=1.0)
+    return Case(indexes=5_000, vectors=100, idle_s=20.0, writes=200, settle_s=SETTLE_S)
 
 
 def another(server: Server) -> Server:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from scripts.benchmark.plan import CLIENTS, COMPARED
-from scripts.benchmark.results import Measurement
+from scripts.benchmark.results import Measurement, pick
 from scripts.benchmark.targets import Findings, Verdict
 
 LIMITS = ("usearch", "hnswlib", "faiss")
@@ -38,6 +38,8 @@ def tables(findings: Findings) -> Iterator[Table]:
     )
     for name in findings.sets:
         yield from (table for make in makers if (table := make(findings, name)).rows)
+    if (grown := _growth(findings)).rows:
+        yield grown
     yield from _others(findings)
 
 
@@ -186,13 +188,47 @@ def _missing(findings: Findings, name: str) -> Table:
     return Table(f"{name}: what could not be measured", ("subject", "", "why"), rows)
 
 
+def _growth(findings: Findings) -> Table:
+    """A line for each size."""
+    found = [one for one in findings.all if one.what.startswith("growth.")]
+    rows = []
+    for count in sorted({one.rows for one in found}):
+        here = [one for one in found if one.rows == count]
+        one, eight = (pick(here, what="growth.query", subject="headrace", clients=each) for each in CLIENTS)
+        limits = [each for each in pick(here, what="growth.query") if each.subject != "headrace"]
+        costs = {each.what: each for each in here if each.settings.get("process", "service") == "service"}
+        names = ("start", "hashing", "rss", "pss", "private", "disk")
+        rows.append(
+            (
+                f"{count:,}",
+                *(f"{each[0].recall:.3f}" if each and each[0].recall else "-" for each in (one,)),
+                *(_ms(value) for each in (one, eight) for value in (each and each[0].p50_ms, each and each[0].p99_ms)),
+                *(_ms(each.value) for each in limits[:1]),
+                *(_number(costs[f"growth.{name}"].value) if f"growth.{name}" in costs else "-" for name in names),
+            )
+        )
+    columns = (
+        "vectors",
+        "recall@10",
+        "p50 ms, 1 client",
+        "p99",
+        "p50 ms, 8 clients",
+        "p99",
+        "graph alone ms",
+        "start s",
+    )
+    columns += ("of that hashing s", "RSS MB", "PSS MB", "private MB", "bytes/vector")
+    return Table("glove: growth", columns, rows, "merged; queries at the default recall; memory of a service process")
+
+
 def _others(findings: Findings) -> Iterator[Table]:
-    """Growth, and many small indexes: sets and sizes of their own."""
+    """Many small indexes, and sets of other sizes."""
     known = {(name, findings.rows) for name in COMPARED}
-    places = dict.fromkeys((one.set, one.rows) for one in findings.all if (one.set, one.rows) not in known)
+    others = [one for one in findings.all if not one.what.startswith("growth.")]
+    places = dict.fromkeys((one.set, one.rows) for one in others if (one.set, one.rows) not in known)
     for name, count in places:
         rows = []
-        for one in (each for each in findings.all if (each.set, each.rows) == (name, count)):
+        for one in (each for each in others if (each.set, each.rows) == (name, count)):
             recall = f"{one.recall:.4f}" if one.recall else "-"
             times = (_ms(one.p50_ms), _ms(one.p99_ms), recall)
             rows.append((one.what, one.subject, _text(one.clients), _spread(one), one.unit, *times, _settings(one)))

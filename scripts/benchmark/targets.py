@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scripts.benchmark.plan import COMPARED
-from scripts.benchmark.results import Measurement
+from scripts.benchmark.plan import CLIENTS, COMPARED
+from scripts.benchmark.results import Measurement, pick
 
 NOT_MEASURED = "not measured"
+IDLE_MAX = (("descriptors", 1_000, ""), ("private", 300, "MB"), ("cpu", 0.02, "s/s"), ("wake-ups", 100, "/s"))
+"""What a process may take while nobody uses any of the small indexes."""
 SLACK = 0.02
 """A recall measured with a thousand queries may lie this far below what was asked for by chance."""
 
@@ -203,6 +205,16 @@ def _reads(findings: Findings) -> Iterator[Verdict]:
 
 
 def _growth(findings: Findings) -> Iterator[Verdict]:
+    sizes = sorted({one.rows for one in findings.all if one.what == "growth.query" and one.subject == "headrace"})
+    least, most = (sizes[0], sizes[-1]) if sizes else (10_000, 1_000_000)
+    for clients in CLIENTS:
+        times = [_grown(findings, "growth.query", rows, clients=clients) for rows in (least, most)]
+        ratio = times[1].p50_ms / times[0].p50_ms if times[0] and times[1] and most > least else None
+        case = f"query p50 with {_clients(clients)}, of {most:,} to {least:,}"
+        yield _at_most("6 growth", case, ratio, 3, "x")
+    start, hashing = (_grown(findings, what, most) for what in ("growth.start", "growth.hashing"))
+    seconds = start.value - hashing.value if start and hashing else None
+    yield _at_most("6 growth", f"start to the first answer with {most:,}, without hashing", seconds, 3, "s")
     for name in COMPARED:
         found = {
             int(str(one.settings["processes"])): one.value
@@ -213,9 +225,25 @@ def _growth(findings: Findings) -> Iterator[Verdict]:
         yield _at_most("6 growth", case, ratio, 1.1, "x")
 
 
+def _grown(findings: Findings, what: str, rows: int, **wanted: object) -> Measurement | None:
+    return next(iter(pick(findings.all, subject="headrace", what=what, rows=rows, **wanted)), None)
+
+
 def _small(findings: Findings) -> Iterator[Verdict]:
-    del findings
-    yield Verdict("7 small indexes", "", "", NOT_MEASURED, None)
+    """Of the run with the most indexes. The bounds of idling are our own choice."""
+    counts = [int(one.set.split()[0]) for one in findings.all if one.set.endswith(" indexes")]
+    name = f"{max(counts, default=5_000)} indexes"
+    found = {one.what: one for one in findings.all if one.set == name}
+    for seen in ("get_by_ids", "wait=true"):
+        one = found.get(f"visible, random indexes, {seen}")
+        yield _at_most("7 small indexes", f"{name}, write to any, p50 by {seen}", one and one.p50_ms, 10, "ms")
+        yield _at_most("7 small indexes", f"{name}, write to any, p99 by {seen}", one and one.p99_ms, 50, "ms")
+    for what, most, unit in IDLE_MAX:
+        for process in ("service", "worker"):
+            each = [one.value for title, one in found.items() if title.startswith(f"idle {what}, {process}")]
+            yield _at_most(
+                "7 small indexes", f"{name}, idle, {what} of the {process}", max(each, default=None), most, unit
+            )
 
 
 def _clients(number: int | None) -> str:

@@ -98,6 +98,36 @@ def test_the_worst_filter_decides() -> None:
     assert found["glove, 1 %, to our unfiltered rate"].found.startswith("0.50x")
 
 
+@pytest.mark.parametrize(("p50_ms", "met"), [(2.9, True), (3.1, False)], ids=["below three times", "above it"])
+def test_growth_is_judged_from_the_fewest_vectors_to_the_most(p50_ms: float, met: bool) -> None:
+    few = replace(OURS, what="growth.query", rows=10_000, clients=1, p50_ms=1.0)
+    between = replace(few, rows=100_000, p50_ms=9.0)
+    many = replace(few, rows=1_000_000, p50_ms=p50_ms)
+
+    assert judged(few, between, many)["query p50 with 1 client, of 1,000,000 to 10,000"].met is met
+
+
+def test_hashing_is_not_counted_as_starting() -> None:
+    grown = replace(OURS, what="growth.query", rows=1_000_000, clients=1)
+    start = replace(grown, what="growth.start", value=4.0, unit="s")
+
+    found = judged(grown, start, replace(start, what="growth.hashing", value=1.5))
+
+    assert found["start to the first answer with 1,000,000, without hashing"].found == "2.50 s"
+
+
+def test_small_indexes_are_judged_where_there_are_most_of_them() -> None:
+    few = replace(OURS, set="50 indexes", rows=100, what="visible, random indexes, get_by_ids", p50_ms=1.0, p99_ms=2.0)
+    many = replace(few, set="5000 indexes", p50_ms=11.0, p99_ms=49.0)
+    idle = replace(many, what="idle descriptors, worker", value=999, unit="")
+
+    found = judged(few, many, idle)
+
+    assert found["5000 indexes, write to any, p50 by get_by_ids"].met is False
+    assert found["5000 indexes, write to any, p99 by get_by_ids"].met is True
+    assert found["5000 indexes, idle, descriptors of the worker"].met is True
+
+
 def test_too_little_recall_is_a_problem_and_slowness_is_none() -> None:
     slow = replace(OURS, value=1.0, p99_ms=1_000.0)
     wrong = replace(OURS, recall=0.90)
@@ -120,6 +150,7 @@ def test_a_part_measured_again_takes_the_place_of_its_older_self(tmp_path: Path)
 
 def test_a_measurement_survives_json() -> None:
     assert from_dicts([OURS.as_dict()]) == [OURS]
+    assert from_dicts([replace(OURS, unit="").as_dict()]) == [replace(OURS, unit="")]
 
 
 def test_the_report_shows_every_subject_and_escapes_what_peers_say(
@@ -136,6 +167,18 @@ def test_the_report_shows_every_subject_and_escapes_what_peers_say(
     shown = capsys.readouterr().out
     assert "chroma" in shown
     assert shown.index("Targets") > shown.index("queries")
+
+
+def test_growth_has_a_line_for_each_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = replace(OURS, what="growth.query", rows=10_000, clients=1, settings={"expansion": 96})
+    journal = Journal(tmp_path / "results.json")
+    journal.add("growth", "", 0, [few, replace(few, rows=1_000_000, p50_ms=2.5)])
+
+    report.write(journal, tmp_path, rows=ROWS, plots=False)
+
+    shown = capsys.readouterr().out
+    assert "glove: growth" in shown
+    assert "1,000,000" in shown
 
 
 def test_the_table_for_the_readme_has_a_line_for_each_subject() -> None:
