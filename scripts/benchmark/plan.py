@@ -62,8 +62,8 @@ class Plan:
 
     @property
     def query_s(self) -> float:
-        """One round of queries at a steady number of clients."""
-        return 0.2 if self.short else 1.0
+        """One run of queries at a steady number of clients."""
+        return 0.2 if self.short else 0.5
 
     @property
     def paced_s(self) -> float:

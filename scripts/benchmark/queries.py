@@ -38,7 +38,7 @@ EXPANSIONS = (10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 44, 48, 56, 64, 72
 EXPANSIONS += (144, 160, 176, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 RECALL_EQUAL = 0.005
 BARE = "limit: bare read path"
-RUNS = {1: 1, 8: 2}
+RUNS = {1: 2, 8: 5}
 """Runs in a round, by clients: which process takes a connection is the kernel's dice, thrown anew in each run."""
 
 

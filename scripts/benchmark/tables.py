@@ -11,6 +11,9 @@ from scripts.benchmark.targets import Findings, Verdict
 
 LIMITS = ("usearch", "hnswlib", "faiss")
 """Libraries in process: limits more than peers."""
+GROWING = {"start": "start s", "hashing": "of that hashing s", "rss": "RSS MB", "pss": "PSS MB"}
+GROWING |= {"private": "private MB", "disk": "bytes/vector"}
+"""Costs in the table of growth, with the titles of their columns."""
 MET = {True: "yes", False: "NO", None: "-"}
 
 
@@ -194,31 +197,25 @@ def _growth(findings: Findings) -> Table:
     rows = []
     for count in sorted({one.rows for one in found}):
         here = [one for one in found if one.rows == count]
-        one, eight = (pick(here, what="growth.query", subject="headrace", clients=each) for each in CLIENTS)
-        limits = [each for each in pick(here, what="growth.query") if each.subject != "headrace"]
+        one, eight = (_first(here, what="growth.query", subject="headrace", clients=each) for each in CLIENTS)
+        limit = next((each for each in pick(here, what="growth.query") if each.subject != "headrace"), None)
         costs = {each.what: each for each in here if each.settings.get("process", "service") == "service"}
-        names = ("start", "hashing", "rss", "pss", "private", "disk")
         rows.append(
             (
                 f"{count:,}",
-                *(f"{each[0].recall:.3f}" if each and each[0].recall else "-" for each in (one,)),
-                *(_ms(value) for each in (one, eight) for value in (each and each[0].p50_ms, each and each[0].p99_ms)),
-                *(_ms(each.value) for each in limits[:1]),
-                *(_number(costs[f"growth.{name}"].value) if f"growth.{name}" in costs else "-" for name in names),
+                f"{one.recall:.3f}" if one and one.recall else "-",
+                *(_ms(value) for each in (one, eight) for value in (each and each.p50_ms, each and each.p99_ms)),
+                _ms(limit and limit.value),
+                *(_number(costs[f"growth.{name}"].value) if f"growth.{name}" in costs else "-" for name in GROWING),
             )
         )
-    columns = (
-        "vectors",
-        "recall@10",
-        "p50 ms, 1 client",
-        "p99",
-        "p50 ms, 8 clients",
-        "p99",
-        "graph alone ms",
-        "start s",
-    )
-    columns += ("of that hashing s", "RSS MB", "PSS MB", "private MB", "bytes/vector")
+    queries = ("recall@10", "p50 ms, 1 client", "p99", "p50 ms, 8 clients", "p99", "graph alone ms")
+    columns = ("vectors", *queries, *GROWING.values())
     return Table("glove: growth", columns, rows, "merged; queries at the default recall; memory of a service process")
+
+
+def _first(found: Iterable[Measurement], **wanted: object) -> Measurement | None:
+    return next(iter(pick(found, **wanted)), None)
 
 
 def _others(findings: Findings) -> Iterator[Table]:
