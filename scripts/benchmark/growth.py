@@ -40,8 +40,9 @@ from scripts.benchmark.headrace import (
     written_by,
 )
 from scripts.benchmark.load import Run
-from scripts.benchmark.plan import PROCESSES, Case, Plan
+from scripts.benchmark.plan import CLIENTS, PROCESSES, Case, Plan
 from scripts.benchmark.processes import usage
+from scripts.benchmark.queries import RUNS
 from scripts.benchmark.resources import disk_bytes
 from scripts.benchmark.results import Measurement
 from scripts.benchmark.server import Server, running
@@ -74,7 +75,7 @@ def measure(plan: Plan) -> list[Measurement]:
     with ExitStack() as stack:
         sizes = [_started(case, stack) for case in cases]
         for _ in range(plan.rounds):
-            for clients in (1, 8):
+            for clients in CLIENTS:
                 for size in sizes:
                     _ask(size, clients)
             for size in sizes:
@@ -153,10 +154,9 @@ def _ask(size: Size, clients: int) -> None:
     if clients not in size.asked:  # What is mapped is read once, in every process, before any clock runs.
         for _ in range(2):
             load.closed_loop(size.server.port, size.requests, connections=8, count=len(size.requests))
-    run = load.closed_loop(
-        size.server.port, size.requests, connections=clients, seconds=size.case.plan.query_s, count=len(size.requests)
-    )
-    size.asked.setdefault(clients, []).append(answered(run))
+    for _ in range(RUNS[clients]):
+        run = load.closed_loop(size.server.port, size.requests, connections=clients, seconds=size.case.plan.query_s)
+        size.asked.setdefault(clients, []).append(answered(run))
 
 
 def _bare_ms(size: Size) -> float:
