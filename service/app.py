@@ -9,10 +9,21 @@ from service.auth import check_token
 from service.bodies import BodyBudget
 from service.callers import CallerNames
 from service.dialects import DIALECTS
-from service.keys import BODY_BUDGET, CALLER_NAMES, SETTINGS, STORE
+from service.gate import Gate
+from service.keys import BODY_BUDGET, CALLER_NAMES, GATE, NEEDS, SETTINGS, STORE
 from service.middleware import answer_errors, refuse_encodings, watch
+from service.needs import OPEN, Need, Reach
 from storage.interfaces import Store
 from storage.settings import Settings
+from storage.tokens import Scope
+
+NEEDS_OF_OWN_ROUTES = {
+    health.livez: OPEN,
+    health.healthz: OPEN,
+    health.readyz: OPEN,
+    # The labels name indexes of every account.
+    metrics.metrics: Need(Reach.SERVICE, Scope.METRICS),
+}
 
 
 def create_app(store: Store, settings: Settings) -> web.Application:
@@ -25,6 +36,10 @@ def create_app(store: Store, settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[BODY_BUDGET] = BodyBudget(settings.body_bytes_in_flight_max)
     app[CALLER_NAMES] = CallerNames()
+    app[GATE] = Gate(store.tokens, settings.token)
+    app[NEEDS] = NEEDS_OF_OWN_ROUTES | {
+        handler: need for dialect in DIALECTS for handler, need in dialect.needs().items()
+    }
     app.router.add_routes(
         [
             web.get("/livez", health.livez),

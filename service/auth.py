@@ -1,43 +1,92 @@
-"""Who may come in: one token, looked at before any byte of a body is read."""
+"""Who may come in, and how far: looked at before any byte of a body is read.
+
+Without a configured token, and before the first one is made, everybody may do everything. Otherwise a request needs a
+valid token on every route that does not say it is open, and on every path that is no route at all; and the token must
+have what the route needs in the account and index of its path. What is missing is answered before anything is looked
+up, so that nobody learns from an answer what exists.
+"""
 
 from __future__ import annotations
 
-import hmac
-
+import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from service.keys import SETTINGS
+from service.keys import GATE, NEEDS, REQUEST_ID, TOKEN
+from service.needs import ANY_TOKEN, FORGOTTEN, Reach, is_enough
+from storage.tokens import Scope, Standing, Token
 
-OPEN_PATHS = frozenset({"/livez", "/healthz", "/readyz"})
-"""What a load balancer asks without a token."""
+REFUSED = "Authentication error"
+
+log = structlog.get_logger()
 
 
 @web.middleware
 async def check_token(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let a request through that carries the token. Raises HTTPUnauthorized for every other."""
-    if request.path not in OPEN_PATHS and not is_allowed(request):
-        raise web.HTTPUnauthorized(text="Authentication error")
+    """Let a request through whose token has what its route needs. Raises HTTPUnauthorized, HTTPForbidden."""
+    match_info = request.match_info
+    need = request.app[NEEDS].get(match_info.handler)
+    if need is None:
+        # A path or method that is none of ours tells that to nobody without a token.
+        need = FORGOTTEN if match_info.http_exception is None else ANY_TOKEN
+    if need.reach is not Reach.NOTHING:
+        standing, token = request.app[GATE].look(credential(request))
+        if standing is not Standing.VALID or token is None:
+            raise _unauthorized(request, standing, token)
+        account, index = match_info.get("account", ""), match_info.get("name", "")
+        if not is_enough(token, need, account=account, index=index):
+            raise _forbidden(request, token, need.scope)
+        request[TOKEN] = token
     return await handler(request)
 
 
-def is_allowed(request: web.Request) -> bool:
-    """Whether the request carries the token, or none is configured."""
-    token = request.app[SETTINGS].token
-    return not token or _is_token(credential(request), token)
+def check_index(request: web.Request, scope: Scope, account: str, index: str) -> None:
+    """For a handler whose index is not named in its path. Raises HTTPForbidden."""
+    if not request[TOKEN].may(scope, account, index):
+        raise _forbidden(request, request[TOKEN], scope)
+
+
+def check_account(request: web.Request, scope: Scope, account: str) -> None:
+    """For a handler whose account is not named in its path. Raises HTTPForbidden."""
+    if not request[TOKEN].may_somewhere(scope, account):
+        raise _forbidden(request, request[TOKEN], scope)
+
+
+def sees_everything(request: web.Request) -> bool:
+    """Whether the request may hear of every account: for open routes that say more to whom they know."""
+    standing, token = request.app[GATE].look(credential(request))
+    return standing is Standing.VALID and token is not None and token.may_everywhere(Scope.READ)
 
 
 def credential(request: web.Request) -> str:
-    """The token of the request: a bearer token, or the key of the older pair of headers; else empty."""
-    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    """The token of the request, from the first header that has one; else empty."""
+    headers = request.headers
+    scheme, _, value = headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
-    if request.headers.get("X-Auth-Email"):
-        return request.headers.get("X-Auth-Key", "")
-    return ""
+    if headers.get("X-Auth-Email"):
+        return headers.get("X-Auth-Key", "")
+    return headers.get("api-key") or headers.get("x-api-key") or ""
 
 
-def _is_token(given: str, token: str) -> bool:
-    # As bytes, because compare_digest raises on text beyond ASCII. Header bytes that are not UTF-8 reach us
-    # as surrogates and must come out as the bytes they were.
-    return hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())
+def _unauthorized(request: web.Request, standing: Standing, token: Token | None) -> web.HTTPUnauthorized:
+    log.info(
+        "access.refused",
+        request_id=request[REQUEST_ID],
+        reason=standing.name.lower(),
+        token=token.id if token else "",
+        address=request.remote,
+    )
+    return web.HTTPUnauthorized(text=REFUSED, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _forbidden(request: web.Request, token: Token, scope: Scope) -> web.HTTPForbidden:
+    wanted = scope.name.lower()
+    log.info(
+        "access.refused",
+        request_id=request[REQUEST_ID],
+        reason=f"no {wanted}",
+        token=token.id,
+        address=request.remote,
+    )
+    return web.HTTPForbidden(text=f"{REFUSED}: the token has no {wanted} access to this")

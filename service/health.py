@@ -1,6 +1,7 @@
 """What a load balancer, a supervisor and a person ask: does it live, and is it ready.
 
-None of the three needs a token. Without one they say only the status; with one, what is wrong as well.
+None of the three needs a token. Without one they say only the status; with one that sees every account, what is
+wrong as well.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
-from service.auth import is_allowed
+from service.auth import sees_everything
 from service.keys import SETTINGS, STORE
 from service.metrics import INDEXES_MAX
 
@@ -21,13 +22,13 @@ async def livez(_: web.Request) -> web.Response:
 async def healthz(request: web.Request) -> web.Response:
     """The store can do its work."""
     health = await request.app[STORE].health()
-    return _answer(health.problems, shown=is_allowed(request))
+    return _answer(health.problems, shown=sees_everything(request))
 
 
 async def readyz(request: web.Request) -> web.Response:
     """The store can do its work and, when that is configured, the worker keeps up."""
     health = await request.app[STORE].health()
-    return _answer(health.problems + await _lags(request), shown=is_allowed(request))
+    return _answer(health.problems + await _lags(request), shown=sees_everything(request))
 
 
 async def _lags(request: web.Request) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from storage.records import (
     Sequence,
 )
 from storage.snapshot import Snapshot
+from storage.tokens import Token, TokenId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,22 @@ class Health:
     problems: tuple[str, ...]
 
 
+class Tokens(Protocol):
+    """The tokens of the service, as every request asks for them: without waiting, and no older than 250 ms."""
+
+    def find(self, id: TokenId) -> Token | None:
+        """One token, revoked and expired ones included; None where there is none."""
+
+    def is_locked(self) -> bool:
+        """Whether a token was ever made: from then on, one is needed."""
+
+
 class Store(Protocol):
     """The system of record, as the service uses it."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """Who may come in."""
 
     async def create_index(
         self, account: AccountId, name: str, description: str, config: IndexConfig, limits: Limits

@@ -1,16 +1,22 @@
 """Just enough of users, tokens and accounts for wrangler to start.
 
-There is one user, whose token is active, and one account: wrangler asks for them when CLOUDFLARE_ACCOUNT_ID
-is not set, and `wrangler whoami` shows them.
+There is one user, whose token is active. Its accounts are those the token names, or one where it may use all: wrangler
+asks for them when CLOUDFLARE_ACCOUNT_ID is not set, and `wrangler whoami` shows them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from service.bodies import leave_unread
 from service.dialects.vectorize.envelope import success
 from service.dialects.vectorize.routes import PREFIXES
+from service.keys import TOKEN as HELD
+from service.needs import ANY_TOKEN, Need, Reach
+from storage.tokens import ALL, Scope
 
 ACCOUNT_ID = "local"
 """The account that `headrace up` and `dev` name to their users. Any other in a path works as well."""
@@ -30,19 +36,35 @@ async def verify_token(_: web.Request) -> web.Response:
     return success(TOKEN)
 
 
-async def accounts(_: web.Request) -> web.Response:
-    """The one account."""
-    return success([ACCOUNT])
+async def accounts(request: web.Request) -> web.Response:
+    """The accounts of the token."""
+    return success(_accounts(request))
 
 
 async def account(request: web.Request) -> web.Response:
-    """Any account, since any is served."""
+    """Any account that the token covers, since any is served."""
     return success(ACCOUNT | {"id": request.match_info["account"]})
 
 
-async def memberships(_: web.Request) -> web.Response:
-    """The one user's membership in the one account."""
-    return success([MEMBERSHIP])
+async def memberships(request: web.Request) -> web.Response:
+    """The one user's memberships in those accounts."""
+    return success([MEMBERSHIP | {"account": one} for one in _accounts(request)])
+
+
+def _accounts(request: web.Request) -> list[dict[str, str]]:
+    names = dict.fromkeys(grant.account for grant in request[HELD].grants)
+    return [ACCOUNT] if ALL in names else [ACCOUNT | {"id": name} for name in names]
+
+
+def needs() -> Mapping[Handler, Need]:
+    """What each handler needs of a token."""
+    return {
+        user: ANY_TOKEN,
+        verify_token: ANY_TOKEN,
+        accounts: ANY_TOKEN,
+        memberships: ANY_TOKEN,
+        account: Need(Reach.ACCOUNT, Scope.READ),
+    }
 
 
 def routes() -> list[web.RouteDef]:

@@ -6,9 +6,12 @@ refusal is `{"code", "error"}`. Success is 200 and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from service.auth import check_account, check_index
 from service.bodies import body_of, leave_unread
 from service.dialects.binding.addressing import account_of, call_of, is_proxied, unwrapped
 from service.dialects.binding.creation import create_for
@@ -17,9 +20,11 @@ from service.dialects.vectorize.envelope import ERRORS, RESULT, json_bytes
 from service.dialects.vectorize.parameters import index_of
 from service.dialects.vectorize.writes import write_options
 from service.keys import BODY_BUDGET, INDEX_NAME, SETTINGS
+from service.needs import ANY_TOKEN, Need
 from service.version import VERSION
 from storage.errors import IndexDeleted, IndexNotFound
 from storage.records import Action
+from storage.tokens import Scope
 
 ROOT = "/_binding"
 PREFIXES = ("", "/accounts/{account}")
@@ -44,11 +49,15 @@ OPERATIONS: dict[str, tuple[str, Handler]] = {
     "deleteByIds": (hdrs.METH_POST, routes_vectors.delete_by_ids),
 }
 
+WRITES = frozenset({"insert", "upsert", "deleteByIds"})
+
 
 async def operate(request: web.Request) -> web.StreamResponse:
     """Do what a binding asks and answer as it expects."""
     call = call_of(request)
     request[INDEX_NAME] = call.index
+    # First of all: the path does not say what is asked of which index, so nobody has looked at that yet.
+    check_index(request, Scope.WRITE if call.operation in WRITES else Scope.READ, call.account, call.index)
     if call.operation not in OPERATIONS:
         raise web.HTTPNotFound
     method, handler = OPERATIONS[call.operation]
@@ -68,9 +77,11 @@ async def status(request: web.Request) -> web.StreamResponse:
     """
     if is_proxied(request):
         return await operate(request)
+    account = account_of(request)
+    check_account(request, Scope.READ, account)
     document = {
         "headrace": VERSION,
-        "account": account_of(request),
+        "account": account,
         "createsIndexes": request.app[SETTINGS].binding_creates_indexes,
     }
     return web.Response(body=json_bytes(document), content_type="application/json")
@@ -91,6 +102,11 @@ def refusal(request: web.BaseRequest, error: Exception) -> web.Response:
 def owns(path: str) -> bool:
     """Whether a path is a binding's."""
     return path.removeprefix("/") in OPERATIONS or f"{ROOT}/" in f"{path}/"
+
+
+def needs() -> Mapping[Handler, Need]:
+    """What each handler needs of a token: they look for themselves, because the account may be in a header."""
+    return {operate: ANY_TOKEN, status: ANY_TOKEN}
 
 
 def routes() -> list[web.RouteDef]:
@@ -115,6 +131,7 @@ async def _write(request: web.Request, action: Action) -> web.Response:
     except (IndexNotFound, IndexDeleted):
         if not settings.binding_creates_indexes:
             raise
+        check_index(request, Scope.ADMIN, request.match_info["account"], request.match_info["name"])
         spec = None
     with body_of(request, request.app[BODY_BUDGET], bytes_max=settings.limits.upload_bytes_max) as reader:
         body = await reader.read()

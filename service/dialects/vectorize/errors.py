@@ -128,6 +128,7 @@ ANSWERS: dict[type[errors.StorageError], Answer] = {
 FRAMEWORK: dict[int, Code] = {
     400: Code.HTTP_INVALID,
     401: Code.AUTHENTICATION,
+    403: Code.AUTHENTICATION,
     404: Code.COULD_NOT_ROUTE,
     405: Code.METHOD_NOT_ALLOWED,
     408: Code.BODY_TIMEOUT,

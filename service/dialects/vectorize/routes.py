@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 from aiohttp import hdrs, web
@@ -16,6 +17,8 @@ from service.dialects.vectorize import (
     routes_vectors,
 )
 from service.dialects.vectorize.errors import Code, Refusal
+from service.needs import Need, Reach
+from storage.tokens import Scope
 
 PREFIXES = ("/client/v4", "")
 """Clients put their paths behind whatever base they are given, so both are served."""
@@ -52,6 +55,39 @@ async def refuse_v1(request: web.Request) -> NoReturn:
     path = request.path.replace("/vectorize/indexes", "/vectorize/v2/indexes").replace("-by-ids", "_by_ids")
     message = f"vectorize.incorrect_api_version - this is the first version of the API; use {path}"
     raise Refusal(Code.INCORRECT_API_VERSION, message)
+
+
+_READ = Need(Reach.INDEX, Scope.READ)
+_WRITE = Need(Reach.INDEX, Scope.WRITE)
+_ADMIN = Need(Reach.INDEX, Scope.ADMIN)
+_NEEDS: Mapping[Handler, Need] = {
+    # The body names the index: the handler looks whether the token covers it.
+    routes_indexes.create_index: Need(Reach.ACCOUNT, Scope.ADMIN),
+    # Lists those that the token covers.
+    routes_indexes.list_indexes: Need(Reach.ACCOUNT, Scope.READ),
+    routes_indexes.get_index: _READ,
+    routes_indexes.delete_index: _ADMIN,
+    routes_indexes.info: _READ,
+    routes_vectors.insert: _WRITE,
+    routes_vectors.upsert: _WRITE,
+    routes_vectors.delete_by_ids: _WRITE,
+    routes_vectors.delete_by_filter: _WRITE,
+    routes_vectors.get_by_ids: _READ,
+    routes_vectors.count: _READ,
+    routes_vectors.list_vectors: _READ,
+    routes_query.query: _READ,
+    routes_metadata.create_metadata_index: _ADMIN,
+    routes_metadata.delete_metadata_index: _ADMIN,
+    routes_metadata.list_metadata_indexes: _READ,
+    routes_mutations.list_mutations: _READ,
+    routes_mutations.get_mutation: _READ,
+    refuse_v1: Need(Reach.ACCOUNT, Scope.READ),
+}
+
+
+def needs() -> Mapping[Handler, Need]:
+    """What each handler needs of a token."""
+    return _NEEDS
 
 
 def routes() -> list[web.RouteDef]:

@@ -6,6 +6,7 @@ import time
 
 from aiohttp import web
 
+from service.auth import check_index
 from service.dialects.vectorize.answers import index_answer, millis_text
 from service.dialects.vectorize.configs import index_config
 from service.dialects.vectorize.envelope import Message, success
@@ -15,8 +16,9 @@ from service.dialects.vectorize.names import check_index_name
 from service.dialects.vectorize.parameters import account_of, flag_parameter, index_of, timeout_s
 from service.dialects.vectorize.reading import json_model
 from service.dialects.vectorize.writes import caller_of
-from service.keys import CALLER_NAMES, INDEX_NAME, SETTINGS, STORE
+from service.keys import CALLER_NAMES, INDEX_NAME, SETTINGS, STORE, TOKEN
 from storage.records import IndexSpec, MutationId, Progress
+from storage.tokens import Scope
 
 
 async def create_index(request: web.Request) -> web.Response:
@@ -26,6 +28,7 @@ async def create_index(request: web.Request) -> web.Response:
     body = await json_model(request, CreateIndex)
     check_index_name(body.name, limits)
     request[INDEX_NAME] = body.name
+    check_index(request, Scope.ADMIN, account, body.name)
     config = index_config(body.config, limits)
     if len(body.description.encode()) > limits.description_bytes_max:
         message = f"description too long; max is {limits.description_bytes_max} bytes"
@@ -35,9 +38,10 @@ async def create_index(request: web.Request) -> web.Response:
 
 
 async def list_indexes(request: web.Request) -> web.Response:
-    """All indexes of the account in one answer: the generated SDKs never ask for a second page."""
-    specs = await request.app[STORE].indexes(account_of(request))
-    return success([index_answer(spec) for spec in specs])
+    """All indexes of the account that the token covers, in one answer: generated SDKs never ask for a second page."""
+    account, token = account_of(request), request[TOKEN]
+    specs = await request.app[STORE].indexes(account)
+    return success([index_answer(spec) for spec in specs if token.may(Scope.READ, account, spec.name)])
 
 
 async def get_index(request: web.Request) -> web.Response:

@@ -19,6 +19,7 @@ from storage.backends.sqlite.measuring import measure
 from storage.backends.sqlite.migrate import is_current
 from storage.backends.sqlite.opened import OpenIndex, OpenIndexes
 from storage.backends.sqlite.statuses import MUTATION_SQL, status_of
+from storage.backends.sqlite.tokens import KnownTokens
 from storage.backends.sqlite.waiting import Waiters
 from storage.batch import unpack_ids
 from storage.chain import Head
@@ -66,6 +67,7 @@ class SqliteStore:
         self._settings = settings
         self._data = data
         self._catalogue = catalogue
+        self._tokens = KnownTokens(data.control)
         self._indexes = OpenIndexes(data, catalogue, settings.open_indexes_max)
         self._doorbell = Doorbell(runtime_folder(settings.data), Side.SERVICE, self._heard)
         self._waiters = Waiters(self._applied, self._doorbell.ring)
@@ -81,6 +83,11 @@ class SqliteStore:
         store = cls(settings, data, catalogue, await catalogue.secret(CURSOR_SECRET))
         store._doorbell.open()
         return store
+
+    @property
+    def tokens(self) -> KnownTokens:
+        """Who may come in."""
+        return self._tokens
 
     # Indexes
 
@@ -282,4 +289,5 @@ class SqliteStore:
         self._doorbell.close()
         self._waiters.close()
         await self._indexes.close()
+        self._tokens.close()
         await self._catalogue.close()

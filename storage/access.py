@@ -1,0 +1,26 @@
+"""Where the tokens of a data folder are kept, for commands: light, and without opening a store."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from storage.backends.sqlite.folder import DataFolder
+from storage.backends.sqlite.migrate import is_current
+from storage.backends.sqlite.tokens import KnownTokens, TokenEditor
+from storage.settings import Settings
+
+
+async def open_tokens(settings: Settings) -> TokenEditor:
+    """Open the tokens for changes, making the data folder when there is none. Raises SchemaTooNew, SchemaChanged."""
+    data = DataFolder(settings.data)
+    data.prepare()
+    return await TokenEditor.open(data.control)
+
+
+def is_locked(settings: Settings) -> bool:
+    """Whether a token was ever made for this data. Nothing is made where there is nothing."""
+    control = DataFolder(settings.data).control
+    if not control.is_file() or not is_current(control, "control"):
+        return False
+    with closing(KnownTokens(control)) as tokens:
+        return tokens.is_locked()

@@ -1,0 +1,151 @@
+"""Tokens in the catalogue: read by every service process, changed by the `headrace token` commands.
+
+A service process keeps all of them in memory and looks every 250 ms at most whether any was changed: what was revoked
+opens nothing half a second later, and a request pays for a look-up in a dict. When the catalogue cannot be read, nobody
+is let in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from storage.backends.sqlite.database import Database, Reader, Row, Transaction
+from storage.tokens import Grant, Scope, Token, TokenId
+
+LOOK_EVERY_S = 0.25
+TOKENS_MAX = 10_000
+"""What every process can hold in memory, and read again in milliseconds."""
+
+FORGET_AFTER_MS = 90 * 24 * 3_600_000
+"""How long ago a token was revoked or expired when the next one that is made takes its row away."""
+
+_FORGET = "DELETE FROM tokens WHERE revoked_ms BETWEEN 1 AND ?1 OR expires_ms BETWEEN 1 AND ?2"
+SELECT = (
+    "SELECT id, name, hash, previous_hash, previous_until_ms, grants, created_ms, rotated_ms, expires_ms, revoked_ms "
+    "FROM tokens"
+)
+
+
+class KnownTokens:
+    """The tokens as one process knows them, for one thread. Fulfils `storage.interfaces.Tokens`."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reader = Reader(path)
+        self._clock = clock
+        self._look_at = float("-inf")
+        self._version = -1
+        self._changes = -1
+        self._tokens: dict[TokenId, Token] = {}
+
+    def find(self, id: TokenId) -> Token | None:
+        """One token as it was 250 ms ago or later."""
+        if self._clock() >= self._look_at:
+            self._look()
+        return self._tokens.get(id)
+
+    def is_locked(self) -> bool:
+        """Whether a token was ever made: from then on, one is needed."""
+        if self._clock() >= self._look_at:
+            self._look()
+        return bool(self._tokens)
+
+    def _look(self) -> None:
+        now = self._clock()
+        version = self._reader.version()
+        if version != self._version:
+            self._read_changed()
+            self._version = version
+        # Last: after a failure the next request looks again, and fails as well, until the catalogue can be read.
+        self._look_at = now + LOOK_EVERY_S
+
+    def _read_changed(self) -> None:
+        with self._reader.transaction():
+            [(changes,)] = self._reader.rows("SELECT count FROM token_changes")
+            if changes == self._changes:
+                return
+            rows = self._reader.rows(SELECT)
+        self._tokens = {token.id: token for token in map(_token, rows)}
+        self._changes = changes
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._reader.close()
+
+
+class TokenEditor:
+    """Changes tokens. Each change is on disk when it returns, and known everywhere within half a second."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    async def open(cls, path: Path) -> TokenEditor:
+        """Open the catalogue of a prepared data folder."""
+        return cls(await Database.open(path))
+
+    async def all(self) -> tuple[Token, ...]:
+        """Every token there is, revoked and expired ones included, oldest first."""
+        return tuple(_token(row) for row in await self._database.rows(f"{SELECT} ORDER BY rowid"))
+
+    async def add(self, token: Token) -> bool:
+        """Make a token known and forget those that ended long ago; False where there are as many as there may be."""
+        grants = [[grant.scope.name.lower(), grant.account, grant.indexes] for grant in token.grants]
+        values = (token.id, token.name, token.hash, orjson.dumps(grants).decode(), token.created_ms, token.expires_ms)
+        async with self._database.writing() as transaction:
+            await transaction.rows(_FORGET, (token.created_ms - FORGET_AFTER_MS,) * 2)
+            [(count,)] = await transaction.rows("SELECT count(*) FROM tokens")
+            if count >= TOKENS_MAX:
+                return False
+            await transaction.rows("INSERT INTO tokens VALUES (?, ?, ?, x'', 0, ?, ?, 0, ?, 0)", values)
+            await _count_change(transaction)
+        return True
+
+    async def change(self, id: TokenId, decide: Callable[[Token], Token]) -> Token | None:
+        """Replace the times and hashes of a token by what `decide` makes of it; None where there is no such token."""
+        async with self._database.writing() as transaction:
+            row = await transaction.row(f"{SELECT} WHERE id = ?", (id,))
+            if row is None:
+                return None
+            token = decide(_token(row))
+            await transaction.rows(
+                "UPDATE tokens SET hash = ?, previous_hash = ?, previous_until_ms = ?, rotated_ms = ?, "
+                "expires_ms = ?, revoked_ms = ? WHERE id = ?",
+                (
+                    token.hash,
+                    token.previous_hash,
+                    token.previous_until_ms,
+                    token.rotated_ms,
+                    token.expires_ms,
+                    token.revoked_ms,
+                    id,
+                ),
+            )
+            await _count_change(transaction)
+        return token
+
+    async def close(self) -> None:
+        """Let go of the file."""
+        await self._database.close()
+
+
+async def _count_change(transaction: Transaction) -> None:
+    await transaction.rows("UPDATE token_changes SET count = count + 1")
+
+
+def _token(row: Row) -> Token:
+    return Token(
+        id=TokenId(row[0]),
+        name=row[1],
+        hash=row[2],
+        previous_hash=row[3],
+        previous_until_ms=row[4],
+        grants=tuple(Grant(Scope[scope.upper()], account, indexes) for scope, account, indexes in orjson.loads(row[5])),
+        created_ms=row[6],
+        rotated_ms=row[7],
+        expires_ms=row[8],
+        revoked_ms=row[9],
+    )
