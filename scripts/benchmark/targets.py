@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scripts.benchmark.plan import CLIENTS, COMPARED
+from scripts.benchmark.plan import COMPARED
 from scripts.benchmark.results import Measurement, pick
 
 NOT_MEASURED = "not measured"
@@ -207,11 +207,9 @@ def _reads(findings: Findings) -> Iterator[Verdict]:
 def _growth(findings: Findings) -> Iterator[Verdict]:
     sizes = sorted({one.rows for one in findings.all if one.what == "growth.query" and one.subject == "headrace"})
     least, most = (sizes[0], sizes[-1]) if sizes else (10_000, 1_000_000)
-    for clients in CLIENTS:
-        times = [_grown(findings, "growth.query", rows, clients=clients) for rows in (least, most)]
-        ratio = times[1].p50_ms / times[0].p50_ms if times[0] and times[1] and most > least else None
-        case = f"query p50 with {_clients(clients)}, of {most:,} to {least:,}"
-        yield _at_most("6 growth", case, ratio, 3, "x")
+    times = [_grown(findings, "growth.query", rows, clients=1) for rows in (least, most)]
+    ratio = times[1].p50_ms / times[0].p50_ms if times[0] and times[1] and most > least else None
+    yield _at_most("6 growth", f"query p50 with 1 client, of {most:,} to {least:,}", ratio, 3, "x")
     start, hashing = (_grown(findings, what, most) for what in ("growth.start", "growth.hashing"))
     seconds = start.value - hashing.value if start and hashing else None
     yield _at_most("6 growth", f"start to the first answer with {most:,}, without hashing", seconds, 3, "s")
