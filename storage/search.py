@@ -33,6 +33,10 @@ COLUMN_ROW_BYTES = 16
 """What reading one row of a column or namespace costs, in bytes scanned."""
 METADATA_ROW_BYTES = 16 * 1024
 """What reading one property out of metadata costs: JSON is parsed, half a microsecond a row and more."""
+FEW_ROWS = 64
+"""Rows that are ordered faster one by one than with arrays."""
+PREPARED_MAX = 64
+"""Plans of queries without a filter that a snapshot remembers."""
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -89,14 +93,6 @@ class PartExplanation:
     candidates: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The hits, best first, and how they were found."""
-
-    hits: tuple[Hit, ...]
-    explanations: tuple[PartExplanation, ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedPart:
     """A part with its rows selected and its plan made."""
@@ -105,6 +101,38 @@ class PreparedPart:
     mask: Mask
     matching: int
     plan: Plan
+
+
+class Searched(NamedTuple):
+    """A part, how it was searched in the end, and how many of its rows were scored exactly."""
+
+    prepared: PreparedPart
+    plan: Plan
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The hits, best first, and how they were found."""
+
+    hits: tuple[Hit, ...]
+    searched: tuple[Searched, ...]
+
+    @property
+    def explanations(self) -> tuple[PartExplanation, ...]:
+        """What was done in each part; made only for those who ask."""
+        return tuple(
+            PartExplanation(
+                name=prepared.live_part.part.name,
+                rows=prepared.live_part.part.rows,
+                live=prepared.live_part.live_count,
+                matching=prepared.matching,
+                plan=plan.kind,
+                expansion=plan.expansion,
+                candidates=candidates,
+            )
+            for prepared, plan, candidates in self.searched
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,26 +178,32 @@ def preparing_bytes(snapshot: Snapshot, query: Query) -> int:
 def prepare(snapshot: Snapshot, query: Query) -> Prepared:
     """Select the rows of every part and plan how to search them."""
     assert len(query.vector) == snapshot.spec.config.dimensions
-    masks = matching_rows(snapshot, query.namespace, query.filter, query.rules)
-    return Prepared(
-        question=Question(snapshot.spec.config.metric, query.vector),
-        query=query,
-        parts=tuple(
-            _prepare_part(live_part, mask, query) for live_part, mask in zip(snapshot.parts, masks, strict=True)
-        ),
-    )
+    question = Question(snapshot.spec.config.metric, query.vector)
+    if query.filter is None and not query.namespace:
+        # Most queries: what they select, and so their plan, is that of the query before.
+        key = (query.wanted, query.recall)
+        parts: tuple[PreparedPart, ...] | None = snapshot.prepared.get(key)
+        if parts is None:
+            parts = tuple(_prepare_part(live_part, live_part.live, query) for live_part in snapshot.parts)
+            if len(snapshot.prepared) >= PREPARED_MAX:
+                snapshot.prepared.clear()
+            snapshot.prepared[key] = parts
+    else:
+        masks = matching_rows(snapshot, query.namespace, query.filter, query.rules)
+        parts = tuple(_prepare_part(*one, query) for one in zip(snapshot.parts, masks, strict=True))
+    return Prepared(question=question, query=query, parts=parts)
 
 
 def run(prepared: Prepared) -> Found:
     """Search every part and merge what was found."""
-    found, explanations = [], []
+    query, found, searched = prepared.query, [], []
     for part in prepared.parts:
-        rows, scores, explanation = _search_part(prepared.question, part, prepared.query)
-        explanations.append(explanation)
+        plan, rows, scores = _search_part(prepared.question, part, query)
+        searched.append(Searched(part, plan, len(rows)))
         if len(rows):
             found.append((part.live_part.part, rows, scores))
-    hits = _merge(prepared.question.metric, found, wanted=prepared.query.wanted)
-    return Found(hits=hits[prepared.query.offset :], explanations=tuple(explanations))
+    hits = _merge(prepared.question.metric, found, wanted=query.wanted)
+    return Found(hits[query.offset :] if query.offset else hits, tuple(searched))
 
 
 def _prepare_part(live_part: LivePart, mask: Mask, query: Query) -> PreparedPart:
@@ -186,8 +220,8 @@ def _prepare_part(live_part: LivePart, mask: Mask, query: Query) -> PreparedPart
     return PreparedPart(live_part=live_part, mask=mask, matching=matching, plan=plan)
 
 
-def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tuple[Rows, Scores, PartExplanation]:
-    """Rows among which are the best of the part, and their exact scores."""
+def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tuple[Plan, Rows, Scores]:
+    """Rows among which are the best of the part, their exact scores, and the plan that found them."""
     part = prepared.live_part.part
     plan, rows, scores = prepared.plan, _NO_ROWS, _NO_SCORES
     while plan.kind is PlanKind.GRAPH:
@@ -198,16 +232,7 @@ def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tu
     if plan.kind is PlanKind.EXACT:
         rows = flat.candidates(question, part.vectors, part.norms, mask=prepared.mask, count=query.wanted)
         scores = question.scores(part.vectors, rows, part.norms)
-    explanation = PartExplanation(
-        name=part.name,
-        rows=part.rows,
-        live=prepared.live_part.live_count,
-        matching=prepared.matching,
-        plan=plan.kind,
-        expansion=plan.expansion,
-        candidates=len(rows),
-    )
-    return rows, scores, explanation
+    return plan, rows, scores
 
 
 def _graph_rows(question: Question, prepared: PreparedPart, query: Query, plan: Plan) -> tuple[Rows, Scores]:
@@ -239,6 +264,8 @@ def _merge(metric: Metric, found: Items[tuple[Part, Rows, Scores]], *, wanted: i
     """The best of all parts: by score, equal scores by id."""
     if not found:
         return ()
+    if len(found) == 1 and len(found[0][1]) <= FEW_ROWS:
+        return _best_of_few(metric, *found[0], wanted=wanted)
     score = np.concatenate([scores for _, _, scores in found]) if len(found) > 1 else found[0][2]
     key = score if metric.lower_is_better else -score
     near = np.arange(len(key))
@@ -257,3 +284,14 @@ def _merge(metric: Metric, found: Items[tuple[Part, Rows, Scores]], *, wanted: i
     # Python orders text by code point, which is the order of its UTF-8 bytes. Ids differ, so parts are never compared.
     hits.sort()
     return tuple(hit for _, hit in hits[:wanted])
+
+
+def _best_of_few(metric: Metric, part: Part, rows: Rows, scores: Scores, *, wanted: int) -> tuple[Hit, ...]:
+    """As `_merge`, of a list as a graph proposes it."""
+    key = scores if metric.lower_is_better else -scores
+    ordered = sorted(zip(key.tolist(), rows.tolist(), scores.tolist(), strict=True))
+    # Only rows that can be answered are asked for their ids; those in a tie for the last place all are.
+    last = ordered[min(wanted, len(ordered)) - 1][0]
+    hits = [(place, Hit(part.id_of(row), score, part, row)) for place, row, score in ordered if place <= last]
+    hits.sort()
+    return tuple([hit for _, hit in hits[:wanted]])

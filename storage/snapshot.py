@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,11 @@ class Snapshot:
     def vectors(self) -> int:
         """How many live vectors there are."""
         return sum(part.live_count for part in self.parts)
+
+    @cached_property
+    def prepared(self) -> dict[tuple[int, float], Any]:
+        """What `storage.search` remembers: the plans of queries without a filter, by hits and recall wanted."""
+        return {}
 
     def find(self, label: int) -> tuple[Part, int] | None:
         """The part and row where the version with this label lies, live or not; None when it is not in here."""

@@ -149,13 +149,18 @@ class Question:
     squared distance, or the negative dot product.
     """
 
-    __slots__ = ("_length", "_margin", "_scale", "_scaled", "_scaled_length", "_wide", "metric")
+    __slots__ = ("_bounded", "_length", "_margin", "_scale", "_scaled", "_scaled_length", "_wide", "metric")
 
     def __init__(self, metric: Metric, query: Floats) -> None:
         assert query.ndim == 1
         self.metric = metric
         self._wide: Doubles = query.astype(np.float64)
         self._length = float(_lengths(self._wide[np.newaxis])[0])
+        self._bounded = False
+
+    def _make_bounds(self) -> None:
+        """What `bounds` needs, of which a graph's proposals need nothing."""
+        self._bounded = True
         # By a power of two, to a length in [1/2, 1), or zero.
         exponent = math.frexp(self._length)[1]
         self._scaled: Floats = np.ldexp(self._wide, -exponent).astype(np.float32)
@@ -164,13 +169,17 @@ class Question:
         # The error of a dot product of n terms is at most n u / (1 - n u) times the product of the lengths,
         # in whatever order it is summed. The eight terms more pay for what underflows and for the float64
         # arithmetic here and in `scores`, which is 2^29 times finer.
-        terms = (len(query) + 8) * _UNIT
+        terms = (len(self._wide) + 8) * _UNIT
         self._margin = terms / (1 - terms)
 
     def scores(self, vectors: Floats, rows: RowNumbers, lengths: Doubles | None = None) -> Floats:
         """The scores of some rows, in the order named. `lengths` are the `norms` of all, where they are at hand."""
         assert vectors.ndim == 2
         assert self._wide.shape == vectors.shape[1:]
+        if len(rows) * vectors.shape[1] <= _EXACT_VALUES:
+            # What a graph proposed: one block, as most are.
+            few = self._exact(vectors.take(rows, axis=0).astype(np.float64), None if lengths is None else lengths[rows])
+            return few.astype(np.float32) + _ZERO
         result = np.empty(len(rows), dtype=np.float32)
         for start, block in _exact_blocks(vectors, rows):
             place = slice(start, start + len(block))
@@ -194,6 +203,8 @@ class Question:
 
     def bounds(self, vectors: Floats, lengths: Doubles) -> tuple[Doubles, Doubles]:
         """Between which two numbers the rank of each row lies."""
+        if not self._bounded:
+            self._make_bounds()
         dots = self._dots(vectors, lengths)
         error: Doubles | float
         match self.metric:

@@ -248,6 +248,7 @@ class Companions:
         # Those of anchor a are rows[ends[a]:ends[a + 1]]; a lookup, where a search would miss the cache at every step.
         anchors = self.pairs[:, 0]
         self._ends = np.searchsorted(anchors, np.arange(int(anchors.max(initial=-1)) + 2)).astype(np.uint32)
+        self._until = self._ends[1:]
 
     @property
     def rows(self) -> Rows:
@@ -258,8 +259,12 @@ class Companions:
         """What comes along with rows that were found, without those themselves; each once."""
         if not self._rows:
             return []
-        starts, ends = self._ends.take([found, found + 1], mode="clip").tolist()
-        along = {row for start, end in zip(starts, ends, strict=True) for row in self._rows[start:end]}
+        starts, ends = self._ends.take(found, mode="clip"), self._until.take(found, mode="clip")
+        [places] = (starts != ends).nonzero()
+        if not len(places):
+            return []
+        spans = zip(starts[places].tolist(), ends[places].tolist(), strict=True)
+        along = {row for start, end in spans for row in self._rows[start:end]}
         return sorted(along.difference(found.tolist()))
 
 
