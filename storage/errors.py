@@ -9,7 +9,7 @@
     ├── Unavailable         the same call may work later
     │   ├── StoreBusy, StoreFull, QueueFull
     └── Damaged             stop and tell the operator
-        ├── SchemaTooNew, SchemaChanged, LogDamaged, StateDamaged, SegmentDamaged, BatchDamaged
+        ├── SchemaTooNew, SchemaChanged, LogDamaged, StateDamaged, SegmentDamaged, BatchDamaged, BackupRefused
 
 Storage knows nothing of status codes: each dialect owns a table from these to its answers, and a test proves the
 table complete. A message says what was asked, what was found and what would work.
@@ -124,3 +124,7 @@ class SegmentDamaged(Damaged):
 
 class BatchDamaged(Damaged):
     """A packed body is not what was written."""
+
+
+class BackupRefused(Damaged):
+    """A backup is not what was written, or is none."""

@@ -94,7 +94,9 @@ def build_parser() -> ArgumentParser:
     _add_demo(commands)
     _add_sample(commands)
     _add_migrate(commands)
+    _add_token(commands)
     _add_config(commands)
+    _add_backup(commands)
     return parser
 
 
@@ -212,6 +214,32 @@ def _add_config(commands: Commands) -> None:
     page.set_defaults(run=_config_markdown)
 
 
+def _add_backup(commands: Commands) -> None:
+    backup = _command(
+        commands,
+        "backup",
+        "copy everything while it is in use",
+        "Copies the data folder of a running or stopped Headrace into the folder TARGET, or into one archive when "
+        "TARGET ends in .tar. Every file has its sha256 in the manifest. Into a folder that holds a backup, only what "
+        "changed is copied. A damaged index is left out, named, and makes the exit code 1.",
+        "headrace backup /backups/headrace --data /srv/headrace",
+    )
+    backup.add_argument("target", type=Path, metavar="TARGET", help="a folder, or a name that ends in .tar")
+    _add_settings(backup, shown=("data",))
+    backup.set_defaults(run=_backup)
+    restore = _command(
+        commands,
+        "restore",
+        "make a data folder from a backup",
+        "Makes DATA_DIR, which must not exist or be empty, from a backup folder or archive. What is not exactly what "
+        "was backed up is refused. Graphs are not in a backup: exact scans answer until they are built again.",
+        "headrace restore /backups/headrace.tar /srv/headrace",
+    )
+    restore.add_argument("backup", type=Path, metavar="BACKUP", help="a backup folder or archive")
+    restore.add_argument("target", type=Path, metavar="DATA_DIR", help="the data folder to make")
+    restore.set_defaults(run=_restore)
+
+
 def _command(commands: Commands, name: str, summary: str, description: str, example: str) -> ArgumentParser:
     return commands.add_parser(
         name,
@@ -307,3 +335,15 @@ def _config_markdown(_: Namespace) -> int:
 
     sys.stdout.write(markdown())
     return 0
+
+
+def _backup(given: Namespace) -> int:
+    from service.commands.backup import run_backup
+
+    return run_backup(settle(given).settings, given.target)
+
+
+def _restore(given: Namespace) -> int:
+    from service.commands.backup import run_restore
+
+    return run_restore(given.backup, given.target)

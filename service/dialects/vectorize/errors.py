@@ -123,6 +123,7 @@ ANSWERS: dict[type[errors.StorageError], Answer] = {
     errors.StateDamaged: _DAMAGED,
     errors.SegmentDamaged: _DAMAGED,
     errors.BatchDamaged: _DAMAGED,
+    errors.BackupRefused: _DAMAGED,
 }
 
 FRAMEWORK: dict[int, Code] = {

@@ -139,15 +139,19 @@ class StateReader:
     def manifest(self) -> Manifest:
         """The whole of it."""
         with self._reader.transaction():
-            state = self.state()
-            return Manifest(
-                state=state,
-                segments=self.manifest_segments(),
-                parts=self._parts(state.sealed_through),
-                columns=self._columns(),
-                metadata_indexes=self.metadata_indexes(),
-                tombstones=self._tombstones(0),
-            )
+            return self.manifest_within()
+
+    def manifest_within(self) -> Manifest:
+        """The whole of it, within a transaction of the caller's."""
+        state = self.state()
+        return Manifest(
+            state=state,
+            segments=self.manifest_segments(),
+            parts=self._parts(state.sealed_through),
+            columns=self._columns(),
+            metadata_indexes=self.metadata_indexes(),
+            tombstones=self._tombstones(0),
+        )
 
     def advance(self, after: Sequence) -> Advance:
         """What came after an applied sequence."""

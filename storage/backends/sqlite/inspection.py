@@ -1,0 +1,308 @@
+"""Looking for damage in one index: its log, its state, its segments, and each against the others.
+
+Everything is read and nothing is written. Databases are read through SQLite only, in one transaction each, the state
+before the log, so an index may be in use meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from storage.apply import row_digest, signed
+from storage.backends.sqlite.database import Reader, Row
+from storage.backends.sqlite.folder import IndexFolder
+from storage.backends.sqlite.state import Manifest, SegmentRow, StateReader
+from storage.batch import unpack_vectors
+from storage.chain import NO_CHAIN, Witness, hash_body, link, read_witness
+from storage.errors import BatchDamaged, SegmentDamaged, StorageError
+from storage.records import Action
+from storage.segment import format as layout
+from storage.segment.damage import Damage, difference, find_damage, refuse
+from storage.segment.format import SegmentDocument, read_document
+from storage.segment.texts import TextColumn, mapped
+
+MUTATIONS_SQL = (
+    "SELECT sequence, mutation_id, action, created_ms, rows, bytes_through, body_hash, chain, metadata_index "
+    "FROM mutations WHERE sequence > ? ORDER BY sequence LIMIT 1000"
+)
+HEAD_SQL = "SELECT sequence, mutation_id, created_ms, chain, bytes_through, pruned_through FROM head"
+VERSIONS_SQL = "SELECT id, label FROM vectors WHERE removed = 0 AND (id, label) > (?, ?) ORDER BY id, label LIMIT 10000"
+READ_TRIES_MAX = 5
+
+
+class Part(StrEnum):
+    """Which part of an index a finding is about, and so what it takes to mend it."""
+
+    LOG = "log"
+    WITNESS = "witness"
+    STATE = "state"
+    SEGMENT = "segment"
+    DERIVED = "derived"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be. `sequences` are mutations that are lost or in doubt by it."""
+
+    part: Part
+    message: str
+    sequences: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedHead:
+    """The head row of a log."""
+
+    sequence: int
+    mutation_id: str
+    created_ms: int
+    chain: bytes
+    bytes_through: int
+    pruned_through: int
+
+
+def inspect_index(folder: IndexFolder, *, deep: bool = True) -> tuple[Finding, ...]:
+    """Everything that is wrong with an index. Without `deep` the structure of the files of SQLite is not walked."""
+    witness = read_witness(folder.witness)
+    findings: list[Finding] = []
+    manifest: Manifest | None = None
+    segments: list[tuple[SegmentRow, SegmentDocument]] = []
+    try:
+        manifest, found = inspect_state(folder.state, deep=deep)
+        findings += found
+        segments, found = _inspect_segments(folder, manifest)
+        findings += found
+    except (StorageError, TypeError, ValueError, OverflowError) as error:
+        findings.append(Finding(Part.STATE, f"state.db cannot be read: {error}"))
+    try:
+        findings += inspect_log(folder.log, manifest, witness, deep=deep)
+        if manifest is not None and not any(one.part is not Part.DERIVED for one in findings):
+            findings += _compare_rows(folder, manifest, segments)
+    except (StorageError, TypeError, ValueError, OverflowError) as error:
+        findings.append(Finding(Part.LOG, f"log.db cannot be read: {error}"))
+    return tuple(findings)
+
+
+def inspect_state(path: Path, *, deep: bool) -> tuple[Manifest, list[Finding]]:
+    """The manifest, and what is wrong with the database of it. Raises StorageError where it cannot be read at all."""
+    findings = []
+    with closing(Reader(path)) as reader:
+        if deep:
+            findings += [Finding(Part.STATE, f"state.db: {line}") for line in structure(reader)]
+        state_reader = StateReader(reader)
+        with reader.transaction():
+            manifest = state_reader.manifest_within()
+            count, digest = live_digest(reader)
+    state = manifest.state
+    if (count, signed(digest)) != (state.vectors, state.digest):
+        findings.append(
+            Finding(
+                Part.STATE,
+                f"state.db should have {state.vectors} live vectors at mutation {state.applied}, and has {count} "
+                f"with digest {signed(digest)}, not {state.digest}",
+            )
+        )
+    return manifest, findings
+
+
+def live_digest(reader: Reader) -> tuple[int, int]:
+    """How many live rows there are, and the sum of their hashes modulo 2^64."""
+    count, total, last = 0, 0, ("", -1)
+    while rows := reader.rows(VERSIONS_SQL, last):
+        total += sum(row_digest(id, label) for id, label in rows)
+        count, last = count + len(rows), rows[-1]
+    return count, total % (1 << 64)
+
+
+def structure(reader: Reader) -> list[str]:
+    """What SQLite itself finds wrong with a file; it misses most of what a flipped bit does."""
+    return [str(line) for (line,) in reader.rows("PRAGMA integrity_check") if line != "ok"]
+
+
+def inspect_log(path: Path, manifest: Manifest | None, witness: Witness | None, *, deep: bool) -> Iterator[Finding]:
+    """What is wrong with a log: by itself, by its witness, and by what the state has applied of it."""
+    with closing(Reader(path)) as reader:
+        if deep:
+            yield from (Finding(Part.LOG, f"log.db: {line}") for line in structure(reader))
+        with reader.transaction():
+            [row] = reader.rows(HEAD_SQL)
+            head = LoggedHead(*row)
+            yield from _follow_chain(reader, head)
+            yield from _compare_witness(reader, head, witness)
+            if manifest is not None:
+                yield from _compare_state(reader, head, manifest)
+
+
+def _follow_chain(reader: Reader, head: LoggedHead) -> Iterator[Finding]:
+    """Every row from the anchor to the head: nothing missing, nothing changed."""
+    last: Row | None = None
+    after = 0
+    while rows := reader.rows(MUTATIONS_SQL, (after,)):
+        for row in rows:
+            yield from _check_mutation(reader, head, last, row)
+            last = row
+        after = int(rows[-1][0])
+    found = (last[0], last[1], last[3], bytes(last[7]), last[5]) if last is not None else (0, "", 0, NO_CHAIN, 0)
+    known = (head.sequence, head.mutation_id, head.created_ms, bytes(head.chain), head.bytes_through)
+    if found[0] < head.sequence:
+        lost = tuple(range(int(found[0]) + 1, head.sequence + 1))
+        yield Finding(Part.LOG, f"the rows of mutations {span(lost)} are missing at the end", lost)
+    elif found != known:
+        yield Finding(Part.LOG, f"the head says mutation {head.sequence} is {head.mutation_id}; its row differs")
+
+
+def _check_mutation(reader: Reader, head: LoggedHead, last: Row | None, row: Row) -> Iterator[Finding]:
+    sequence, id, action, created_ms, rows, bytes_through, body_hash, chain, _ = row
+    expected = last[0] + 1 if last is not None else sequence
+    if sequence != expected:
+        lost = tuple(range(expected, sequence))
+        yield Finding(Part.LOG, f"the rows of mutations {span(lost)} are missing", lost)
+    previous = bytes(last[7]) if last is not None else NO_CHAIN
+    # The oldest row that is left is the anchor: what it followed from is gone.
+    if sequence == 1 or (last is not None and sequence == expected):
+        linked = link(
+            previous,
+            sequence=sequence,
+            mutation_id=id,
+            action=Action(action),
+            created_ms=created_ms,
+            rows=rows,
+            body_hash=bytes(body_hash),
+        )
+        if linked != bytes(chain):
+            yield Finding(
+                Part.LOG, f"the row of mutation {sequence} ({id}) or the one before it was changed", (sequence,)
+            )
+    yield from _check_body(reader, head, last, row, bytes_through)
+
+
+def _check_body(reader: Reader, head: LoggedHead, last: Row | None, row: Row, bytes_through: int) -> Iterator[Finding]:
+    sequence, id, body_hash = row[0], row[1], bytes(row[6])
+    bodies = reader.rows("SELECT body FROM bodies WHERE sequence = ?", (sequence,))
+    if not bodies:
+        if sequence > head.pruned_through:
+            yield Finding(Part.LOG, f"the body of mutation {sequence} ({id}, {row[2]}) is missing", (sequence,))
+        return
+    body = bodies[0][0]
+    if not isinstance(body, bytes) or hash_body(body) != body_hash:
+        yield Finding(
+            Part.LOG, f"the body of mutation {sequence} ({id}, {row[2]} of {row[4]} rows) was changed", (sequence,)
+        )
+    elif bytes_through != len(body) + (last[5] if last is not None else bytes_through - len(body)):
+        yield Finding(Part.LOG, f"the count of bytes at mutation {sequence} ({id}) was changed")
+
+
+def _compare_witness(reader: Reader, head: LoggedHead, witness: Witness | None) -> Iterator[Finding]:
+    if witness is None or not witness.sequence:
+        if head.sequence:
+            yield Finding(Part.WITNESS, "HEAD is missing or cannot be read; the loss of the log's end would be missed")
+        return
+    if witness.sequence > head.sequence:
+        lost = tuple(range(head.sequence + 1, witness.sequence + 1))
+        yield Finding(Part.LOG, f"mutations {span(lost)} were acknowledged, and the log ends before them", lost)
+        return
+    rows = reader.rows("SELECT chain FROM mutations WHERE sequence = ?", (witness.sequence,))
+    if rows and bytes(rows[0][0]) != witness.chain:
+        yield Finding(Part.WITNESS, f"HEAD saw another mutation {witness.sequence} than the log has")
+
+
+def _compare_state(reader: Reader, head: LoggedHead, manifest: Manifest) -> Iterator[Finding]:
+    state = manifest.state
+    if state.applied > head.sequence:
+        lost = tuple(range(head.sequence + 1, state.applied + 1))
+        yield Finding(
+            Part.LOG,
+            f"mutations {span(lost)} were applied, the last of them {state.applied_id}, and the log ends before them",
+            lost,
+        )
+    rows = reader.rows("SELECT chain, mutation_id FROM mutations WHERE sequence = ?", (state.applied,))
+    if rows and (bytes(rows[0][0]), rows[0][1]) != (state.applied_chain, state.applied_id):
+        yield Finding(
+            Part.STATE,
+            f"the state has applied mutation {state.applied} as {state.applied_id}; the log has {rows[0][1]}",
+        )
+    if head.pruned_through > state.sealed_through:
+        yield Finding(
+            Part.STATE,
+            f"the state has sealed mutations up to {state.sealed_through}, and the log gave up those up to "
+            f"{head.pruned_through}: the state is an older one",
+        )
+
+
+def _inspect_segments(
+    folder: IndexFolder, manifest: Manifest
+) -> tuple[list[tuple[SegmentRow, SegmentDocument]], list[Finding]]:
+    opened: list[tuple[SegmentRow, SegmentDocument]] = []
+    findings = []
+    for row in manifest.segments:
+        try:
+            document, _ = read_document(folder.segments / row.name, checksum=row.checksum)
+        except (SegmentDamaged, OSError) as error:
+            findings.append(Finding(Part.SEGMENT, f"segment {row.name}: {error}; all of its {row.rows} rows are lost"))
+            continue
+        damages = find_damage(folder.segments / row.name, document)
+        findings += [_of_damage(folder.segments / row.name, document, damage) for damage in damages]
+        if not any(damage.primary for damage in damages):
+            opened.append((row, document))
+    for column in manifest.columns:
+        reason = difference(folder.segments / column.segment / column.file, column.checksum)
+        if reason:
+            findings.append(Finding(Part.DERIVED, f"segment {column.segment}: {column.file} {reason}"))
+    return opened, findings
+
+
+def _of_damage(path: Path, document: SegmentDocument, damage: Damage) -> Finding:
+    if damage.primary:
+        return Finding(Part.SEGMENT, str(refuse(path, document, (damage,))))
+    return Finding(Part.DERIVED, f"segment {path.name}: {damage.file} {damage.reason}")
+
+
+def _compare_rows(
+    folder: IndexFolder, manifest: Manifest, segments: list[tuple[SegmentRow, SegmentDocument]]
+) -> Iterator[Finding]:
+    """The rows of segments and tail that are live, against those of the state, id by id."""
+    count, total = 0, 0
+    dead = np.array(manifest.tombstones, dtype=np.uint64)
+    for row, document in segments:
+        path = folder.segments / row.name
+        labels = np.frombuffer(mapped(path / layout.LABELS), dtype="<u8")
+        ids = TextColumn.open(path, layout.IDS)
+        if document.rows != len(labels) or len(ids) != len(labels):
+            yield Finding(Part.SEGMENT, f"segment {row.name} contradicts itself: {len(labels)} labels, {len(ids)} ids")
+            return
+        for place in np.flatnonzero(~np.isin(labels, dead)).tolist():
+            total += row_digest(ids[place].decode(), int(labels[place]))
+            count += 1
+    gone = frozenset(manifest.tombstones)
+    with closing(Reader(folder.log)) as reader:
+        for part in manifest.parts:
+            bodies = reader.rows("SELECT body FROM bodies WHERE sequence = ?", (part.sequence,))
+            try:
+                ids_of_part = unpack_vectors(bodies[0][0]).ids if bodies else ()
+            except BatchDamaged as error:
+                yield Finding(Part.LOG, f"the body of mutation {part.sequence}: {error}", (part.sequence,))
+                return
+            for place, id in enumerate(ids_of_part):
+                if part.first_label + place not in gone:
+                    total += row_digest(id, part.first_label + place)
+                    count += 1
+    state = manifest.state
+    if (count, signed(total % (1 << 64))) != (state.vectors, state.digest):
+        yield Finding(
+            Part.STATE,
+            f"segments and tail have {count} live rows with digest {signed(total % (1 << 64))}; the state says "
+            f"{state.vectors} with {state.digest}",
+        )
+
+
+def span(sequences: tuple[int, ...]) -> str:
+    """A run of sequences as text."""
+    if len(sequences) == 1:
+        return str(sequences[0])
+    return f"{sequences[0]} to {sequences[-1]} ({len(sequences)})" if sequences else "none"
