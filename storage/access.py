@@ -10,6 +10,11 @@ from storage.backends.sqlite.tokens import KnownTokens, TokenEditor
 from storage.settings import Settings
 
 
+def has_catalogue(settings: Settings) -> bool:
+    """Whether the data folder is one that was used before."""
+    return DataFolder(settings.data).control.is_file()
+
+
 async def open_tokens(settings: Settings) -> TokenEditor:
     """Open the tokens for changes, making the data folder when there is none. Raises SchemaTooNew, SchemaChanged."""
     data = DataFolder(settings.data)

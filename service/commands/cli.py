@@ -94,6 +94,8 @@ def build_parser() -> ArgumentParser:
     _add_demo(commands)
     _add_sample(commands)
     _add_migrate(commands)
+    _add_token(commands)
+    _add_token(commands)
     _add_config(commands)
     _add_backup(commands)
     return parser
@@ -188,6 +190,52 @@ def _add_migrate(commands: Commands) -> None:
     )
     _add_settings(migrate, shown=("data",))
     migrate.set_defaults(run=_migrate)
+
+
+def _add_token(commands: Commands) -> None:
+    token = _command(
+        commands,
+        "token",
+        "make, list, rotate and revoke API tokens",
+        "Tokens of a data folder, for a running service too: a change acts within half a second. Once the first is "
+        "made, every request needs one.",
+        "headrace token create ci --grant write:local/docs-* --expires 90d",
+    )
+    parts = token.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    create = _command(
+        parts,
+        "create",
+        "make a token and print it, once",
+        "Prints the token, alone, on standard output. A grant is SCOPE:ACCOUNT or SCOPE:ACCOUNT/INDEXES: the scope is "
+        "read, write (and read), admin (and create or delete indexes), or metrics; * stands for every account; INDEXES "
+        "may have * and ?.",
+        "TOKEN=$(headrace token create search --grant read:local --grant write:local/tmp-* --expires 90d)",
+    )
+    create.add_argument("name", metavar="NAME", help="what it is for; shown in lists")
+    create.add_argument(
+        "--grant", action="append", default=[], required=True, metavar="GRANT", help="what it may do; more than once"
+    )
+    create.add_argument("--expires", default="never", metavar="WHEN", help="90d, 12h, 2031-12-31 or never (default)")
+    create.set_defaults(run=_token_create)
+    listed = _command(parts, "list", "show every token", "Shows every token, not its secret.", "headrace token list")
+    listed.add_argument("--json", action="store_true", help="as JSON")
+    listed.set_defaults(run=_token_list)
+    rotate = _command(
+        parts,
+        "rotate",
+        "give a token a new secret and print it, once",
+        "Keeps id and grants. The old secret works for as long as --overlap says.",
+        "headrace token rotate q3k9x0d2m7ab --overlap 1h",
+    )
+    rotate.add_argument("id", metavar="ID", help="as `headrace token list` shows it")
+    rotate.add_argument("--overlap", default="0", metavar="TIME", help="1h, 10m, ... (default: 0)")
+    rotate.add_argument("--expires", default="", metavar="WHEN", help="90d, 2031-12-31 or never (default: as before)")
+    rotate.set_defaults(run=_token_rotate)
+    revoke = _command(parts, "revoke", "end tokens for good", "Ends tokens.", "headrace token revoke q3k9x0d2m7ab")
+    revoke.add_argument("ids", nargs="+", metavar="ID", help="as `headrace token list` shows it")
+    revoke.set_defaults(run=_token_revoke)
+    for part in (create, listed, rotate, revoke):
+        _add_settings(part, shown=("data",))
 
 
 def _add_config(commands: Commands) -> None:
@@ -320,6 +368,30 @@ def _migrate(given: Namespace) -> int:
     from service.commands.migrate import migrate_all
 
     return migrate_all(settle(given).settings)
+
+
+def _token_create(given: Namespace) -> int:
+    from service.commands.token import create
+
+    return create(settle(given).settings, name=given.name, grants=given.grant, expires=given.expires)
+
+
+def _token_list(given: Namespace) -> int:
+    from service.commands.token import show_all
+
+    return show_all(settle(given).settings, as_json=given.json)
+
+
+def _token_rotate(given: Namespace) -> int:
+    from service.commands.token import rotate
+
+    return rotate(settle(given).settings, id=given.id, overlap=given.overlap, expires=given.expires)
+
+
+def _token_revoke(given: Namespace) -> int:
+    from service.commands.token import revoke
+
+    return revoke(settle(given).settings, ids=given.ids)
 
 
 def _config_show(given: Namespace) -> int:

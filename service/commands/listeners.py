@@ -40,10 +40,11 @@ class Address:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
-def resolve_address(settings: Settings) -> Address:
+def resolve_address(settings: Settings, *, is_locked: bool = False) -> Address:
     """The address of `host` and `port`. Raises CommandFailed for a name that is none, and for an open door.
 
-    An address beyond loopback without a token would let the whole network read and delete everything.
+    An address beyond loopback without a token would let the whole network read and delete everything. `is_locked` says
+    that the data has tokens.
     """
     host = settings.host or "0.0.0.0"  # noqa: S104 (an empty host means every address, and is refused below)
     try:
@@ -56,11 +57,11 @@ def resolve_address(settings: Settings) -> Address:
     # Of a name with both kinds of address, the first kind: clients that are given 127.0.0.1 must find us.
     family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
     address = Address(family=family, host=str(where[0]), port=settings.port)
-    if not address.is_loopback and not settings.token and not settings.insecure:
+    if not address.is_loopback and not (settings.token or is_locked or settings.insecure):
         raise CommandFailed(
             f"refusing to listen on {host} without a token: everybody who reaches this machine could "
-            "read and delete everything. Set one with HEADRACE_TOKEN or --token, listen on 127.0.0.1, or "
-            "pass --insecure if a firewall or proxy keeps others out",
+            "read and delete everything. Make one with `headrace token create`, set one with HEADRACE_TOKEN, "
+            "listen on 127.0.0.1, or pass --insecure if a firewall or proxy keeps others out",
             exit_code=EXIT_USAGE,
         )
     return address

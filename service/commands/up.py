@@ -6,7 +6,9 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +19,20 @@ from service.commands.failure import CommandFailed
 from service.commands.listeners import Address, bind, resolve_address
 from service.commands.rest import DUPLICATE_NAME, Api, ApiRefused
 from service.commands.supervise import Supervisor
+from service.commands.token import make
 from service.commands.welcome import ACCOUNT, welcome, worker_welcome
+from storage.access import is_locked, open_tokens
+from storage.errors import StorageError
 from storage.logs import configure_logs
 from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, leave, metrics_folder
 from storage.settings import Settings
+from storage.tokens import Grant, Scope
 from storage.wanted import WantedIndex, wanted_indexes
 
 SERVICE = ("service", "child")
 WORKER = ("worker",)
+OWN_TOKEN_MS = 600_000
+"""How long the token lives that a supervisor makes for itself, should it die before it can take it back."""
 
 log = structlog.get_logger()
 
@@ -57,7 +65,11 @@ async def _until_stopped(settings: Settings, crew: Crew, *, teach: bool) -> int:
         loop.add_signal_handler(number, stop.set)
 
     def announce(address: Address | None) -> None:
-        text = welcome(settings, address, teach=teach) if address else worker_welcome(settings)
+        if address is None:
+            text = worker_welcome(settings)
+        else:
+            needs_token = bool(settings.token) or is_locked(settings)
+            text = welcome(settings, address, teach=teach, needs_token=needs_token)
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -101,9 +113,29 @@ async def _announce(
     ready: Callable[[Address | None], None],
 ) -> None:
     await settled.wait()
-    if address is not None:
-        await create_indexes(address.url(), settings.token, wanted_indexes(settings.create_indexes))
+    wanted = wanted_indexes(settings.create_indexes)
+    if address is not None and wanted:
+        async with _own_token(settings) as token:
+            await create_indexes(address.url(), token, wanted)
     ready(address)
+
+
+@asynccontextmanager
+async def _own_token(settings: Settings) -> AsyncIterator[str]:
+    """What the supervisor's own requests show: the configured token, else one made for them where one is needed."""
+    if settings.token or not is_locked(settings):
+        yield settings.token
+        return
+    now_ms = time.time_ns() // 1_000_000
+    grants = (Grant(Scope.ADMIN, ACCOUNT),)
+    made = make(name="supervisor", grants=grants, now_ms=now_ms, expires_ms=now_ms + OWN_TOKEN_MS)
+    editor = await open_tokens(settings)
+    try:
+        await editor.add(made.token)
+        yield made.text
+    finally:
+        await editor.remove(made.token.id)
+        await editor.close()
 
 
 async def create_indexes(url: str, token: str, wanted: Sequence[WantedIndex]) -> None:
@@ -137,7 +169,11 @@ def _prepare(settings: Settings) -> Path:
 
 
 def _listen(settings: Settings) -> tuple[Address, tuple[socket.socket, ...]]:
-    return bind(resolve_address(settings), settings.processes)
+    try:
+        locked = is_locked(settings)
+    except StorageError as error:
+        raise CommandFailed(str(error)) from error
+    return bind(resolve_address(settings, is_locked=locked), settings.processes)
 
 
 def _plans(crew: Crew, listeners: Sequence[socket.socket]) -> list[list[ChildPlan]]:

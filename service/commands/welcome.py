@@ -16,12 +16,12 @@ ACCOUNT = "local"
 TOKEN = "local"  # noqa: S105 (what clients that insist on a token are told to send when none is needed)
 
 
-def welcome(settings: Settings, address: Address, *, teach: bool) -> str:
+def welcome(settings: Settings, address: Address, *, teach: bool, needs_token: bool) -> str:
     """The lines for a service that listens at `address`. A configured token is never printed."""
     url = address.url()
     where = url if address.is_loopback else f"{address.host} port {address.port}, from this machine {url}"
     first = f"Headrace {VERSION} listens on {where} (data in {settings.data}, limits {settings.profile})\n"
-    return first + (_lesson(url, needs_token=bool(settings.token)) if teach else "")
+    return first + (_lesson(url, needs_token=needs_token) if teach else "")
 
 
 def worker_welcome(settings: Settings) -> str:

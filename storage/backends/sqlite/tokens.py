@@ -42,8 +42,8 @@ class KnownTokens:
         self._tokens: dict[TokenId, Token] = {}
 
     def find(self, id: TokenId) -> Token | None:
-        """One token as it was 250 ms ago or later."""
-        if self._clock() >= self._look_at:
+        """One token as it was 250 ms ago or later; one that was just made is known at once."""
+        if self._clock() >= self._look_at or (id and id not in self._tokens):
             self._look()
         return self._tokens.get(id)
 
@@ -126,6 +126,12 @@ class TokenEditor:
             )
             await _count_change(transaction)
         return token
+
+    async def remove(self, id: TokenId) -> None:
+        """Forget a token, so that it is as if it had never been made."""
+        async with self._database.writing() as transaction:
+            await transaction.rows("DELETE FROM tokens WHERE id = ?", (id,))
+            await _count_change(transaction)
 
     async def close(self) -> None:
         """Let go of the file."""
