@@ -13,6 +13,7 @@ from service.gate import Gate
 from service.keys import BODY_BUDGET, CALLER_NAMES, GATE, NEEDS, SETTINGS, STORE
 from service.middleware import answer_errors, refuse_encodings, watch
 from service.needs import OPEN, Need, Reach
+from service.npm import tarball
 from storage.interfaces import Store
 from storage.settings import Settings
 from storage.tokens import Scope
@@ -21,6 +22,7 @@ NEEDS_OF_OWN_ROUTES = {
     health.livez: OPEN,
     health.healthz: OPEN,
     health.readyz: OPEN,
+    tarball.headrace_tgz: OPEN,
     # The labels name indexes of every account.
     metrics.metrics: Need(Reach.SERVICE, Scope.METRICS),
 }
@@ -46,6 +48,7 @@ def create_app(store: Store, settings: Settings) -> web.Application:
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz),
             web.get("/metrics", metrics.metrics),
+            web.get(tarball.PATH, tarball.headrace_tgz),
         ]
     )
     for dialect in DIALECTS:

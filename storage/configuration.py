@@ -32,6 +32,9 @@ CONFIG_FILE = "headrace.toml"
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
 CHILD_VARIABLE = "HEADRACE_CHILD"
 """What a supervisor hands to its children (`storage.process`); never a setting."""
+CLIENT_VARIABLES = frozenset({"HEADRACE_URL", "HEADRACE_ACCOUNT", "HEADRACE_WAIT"})
+"""What our clients read; a shell that has them must still be able to start a server."""
+NOT_SETTINGS = CLIENT_VARIABLES | {CONFIG_VARIABLE, CHILD_VARIABLE}
 LIMIT = "limit_"
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -218,7 +221,7 @@ def _from_file(path: Path | None, known: Mapping[str, Setting]) -> dict[str, tup
 def _from_environ(environ: Mapping[str, str], known: Mapping[str, Setting]) -> dict[str, tuple[object, str]]:
     found = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable in (CONFIG_VARIABLE, CHILD_VARIABLE):
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
             continue
         if _SERVICE_LINK.match(variable) or (variable == "HEADRACE_PORT" and text.startswith("tcp://")):
             continue

@@ -18,7 +18,7 @@ from storage.settings import Settings
 from storage.tokens import Token, parse_grant, token_hash, token_id
 from tests.service.conftest import Service, limited, serving
 
-OPEN = {"GET /livez", "GET /healthz", "GET /readyz"}
+OPEN = {"GET /livez", "GET /healthz", "GET /readyz", "GET /npm/headrace.tgz"}
 SERVICE = {"GET /metrics"}
 ANY = {"GET /user", "GET /user/tokens/verify", "GET /accounts", "GET /memberships"}
 BINDING = ("/_binding", "/accounts/{account}/_binding")

@@ -1,0 +1,1 @@
+"""The npm package `headrace`: its source in `package/`, and the server's answer to `npm install`."""
