@@ -3,49 +3,86 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import simdjson
 from aiohttp import web
 from numpy.typing import NDArray
 
 from service.dialects.vectorize.errors import Code, Refusal
+from service.dialects.vectorize.filters import parse_filter
 from service.dialects.vectorize.models import QueryBody, ReturnMetadata, parse_json, unreadable, validate
+from service.dialects.vectorize.names import checked_namespace
 from service.dialects.vectorize.parameters import flag_parameter
 from service.dialects.vectorize.values import ValueInvalid, float64_values, kind_of, to_float32
+from storage.filters import Filter
 from storage.limits import Limits
+
+SHAPES_MAX, SHAPE_BYTES_MAX = 512, 2_048
+"""How many shapes of queries a process remembers, and of what length at most."""
+_VECTOR = re.compile(rb'"vector"\s*:\s*\[')
+_shapes: dict[tuple[bytes, str, Limits, float], Shape] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A query as it was sent: `vector` is empty when `vector_id` names the vector to compare with."""
+class Shape:
+    """All that a query asks but its vector. Callers ask many queries of one shape, so it is read once."""
 
-    vector: NDArray[np.float64]
     body: QueryBody
     top_k: int
     offset: int
     recall: float
     timing: bool
     explain: bool
+    namespace: str
+    filter: Filter | None
+
+
+class Question(NamedTuple):
+    """A query as it was sent: `vector` is None when the shape names the stored one to compare with."""
+
+    vector: NDArray[np.float64] | None
+    shape: Shape
 
 
 def read_question(request: web.Request, body: bytes, limits: Limits, *, recall: float) -> Question:
-    """Parse a query; `recall` is what it is planned for when it names none. Raises Refusal."""
-    vector, document = _split(body)
+    """Parse a query; `recall` is what it is planned for when it names none. Raises Refusal, FilterInvalid."""
+    split = _split_quickly(body)
+    if split is not None:
+        vector, rest = split
+        key = (rest, request.query_string, limits, recall)
+        if key in _shapes:
+            return Question(vector, _shapes[key])
+        document = _rest_of(rest)
+        if document is not None:
+            shape = _shape(request, document, limits, recall=recall, has_vector=True)
+            if len(rest) <= SHAPE_BYTES_MAX:
+                if len(_shapes) >= SHAPES_MAX:
+                    _shapes.clear()
+                _shapes[key] = shape
+            return Question(vector, shape)
+    given, document = _split(body)
+    return Question(given, _shape(request, document, limits, recall=recall, has_vector=given is not None))
+
+
+def _shape(request: web.Request, document: object, limits: Limits, *, recall: float, has_vector: bool) -> Shape:
     model = validate(QueryBody, document)
-    if (vector is None) == (model.vector_id is None):
-        found = "both" if model.vector_id is not None else "neither"
+    if has_vector == (model.vector_id is not None):
+        found = "both" if has_vector else "neither"
         raise unreadable(f"expected exactly one of `vector` and `vectorId`, and got {found}")
-    return Question(
-        vector=np.empty(0) if vector is None else vector,
+    return Shape(
         body=model,
         top_k=_top_k(model, limits),
         offset=_offset(request, model, limits),
         recall=_recall(request, model, recall),
         timing=model.include_timing or flag_parameter(request, "include_timing"),
         explain=model.explain or flag_parameter(request, "explain"),
+        namespace=checked_namespace(model.namespace, limits),
+        filter=parse_filter(model.filter, limits),
     )
 
 
@@ -59,11 +96,17 @@ def query_vector(values: NDArray[np.float64], dimensions: int) -> NDArray[np.flo
         raise _invalid_vector(f"finite numbers, and got {error}") from error
 
 
+def _rest_of(rest: bytes) -> object:
+    """The document that `_split_quickly` left; None when it is none, or when what it took was no key of it."""
+    try:
+        document = orjson.loads(rest)
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) and document.get("vector") is True else None
+
+
 def _split(body: bytes) -> tuple[NDArray[np.float64] | None, object]:
-    """The vector and the rest of the body, apart. Raises Refusal."""
-    quick = _split_quickly(body)
-    if quick is not None:
-        return quick
+    """The vector and the document it came in. Raises Refusal."""
     document = parse_json(body)
     if not isinstance(document, dict) or document.get("vector") is None:
         return None, document
@@ -76,23 +119,24 @@ def _split(body: bytes) -> tuple[NDArray[np.float64] | None, object]:
         raise _invalid_vector(f"finite numbers, and got {error}") from error
 
 
-def _split_quickly(body: bytes) -> tuple[NDArray[np.float64], dict[str, object]] | None:
-    """The same for a body as it should be, without a Python object per number; None for every other."""
+def _split_quickly(body: bytes) -> tuple[NDArray[np.float64], bytes] | None:
+    """The vector, and the rest of the body with `true` in its place; None for a body out of the ordinary.
+
+    The rest is what the caller repeats from query to query. Ordinary is a body with one array, right behind the only
+    "vector" in it, and without a backslash: then no text can look like a key, and no key be spelled in two ways. So
+    where the rest has a vector, it is this one.
+    """
+    found = _VECTOR.search(body)
+    if found is None or body.count(b"[") != 1 or body.count(b'"vector"') != 1 or b"\\" in body:
+        return None
+    start, end = found.end() - 1, body.find(b"]", found.end()) + 1
     try:
-        document: Any = simdjson.Parser().parse(body)
-        keys = set(document.keys())
-        numbers = document["vector"]
-        if len(keys) != len(document) or body.count(b"[") != 1:
-            return None
+        numbers: Any = simdjson.Parser().parse(body[start:end])
         vector = np.frombuffer(numbers.as_buffer(of_type="d"), dtype=np.float64)
-        return vector, {key: _plain(document[key]) for key in keys if key != "vector"}
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+    except (ValueError, TypeError, AttributeError, RuntimeError):
         # As in `vectors`: the plain reader finds out what it was and explains.
         return None
-
-
-def _plain(value: object) -> object:
-    return value.as_dict() if isinstance(value, simdjson.Object) else value
+    return vector, b"%btrue%b" % (body[:start], body[end:])
 
 
 def _top_k(model: QueryBody, limits: Limits) -> int:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from service.dialects.vectorize.answers import explanation_answer, match_answer
 from service.dialects.vectorize.envelope import success
-from service.dialects.vectorize.filters import parse_filter, rules_for
-from service.dialects.vectorize.names import check_id, checked_namespace
+from service.dialects.vectorize.filters import rules_for
+from service.dialects.vectorize.names import check_id
 from service.dialects.vectorize.parameters import index_of
-from service.dialects.vectorize.questions import Question, query_vector, read_question
+from service.dialects.vectorize.questions import Question, Shape, query_vector, read_question
 from service.dialects.vectorize.reading import json_body
 from service.keys import SETTINGS, STORE
 from service.metrics import QUERY_SECONDS
@@ -48,28 +48,27 @@ async def query(request: web.Request) -> web.Response:
     body = await json_body(request)
     stages = Stages()
     question = read_question(request, body, settings.limits, recall=settings.recall)
-    namespace = checked_namespace(question.body.namespace, settings.limits)
-    tree = parse_filter(question.body.filter, settings.limits)
+    shape = question.shape
     vector = await _vector(request, spec, question, settings.limits)
     stages.ended("parse")
     snapshot = await request.app[STORE].snapshot(spec)
     stages.ended("snapshot")
     if vector is None:
-        return success(_answer(snapshot, question, Found((), ()), stages, settings.limits))
+        return success(_answer(snapshot, shape, Found((), ()), stages, settings.limits))
     found = await search_off_loop_if_long(
         snapshot,
         Query(
             vector=vector,
-            count=question.top_k,
-            offset=question.offset,
-            namespace=namespace,
-            filter=tree,
+            count=shape.top_k,
+            offset=shape.offset,
+            namespace=shape.namespace,
+            filter=shape.filter,
             rules=rules_for(settings.limits),
-            recall=question.recall,
+            recall=shape.recall,
         ),
         stages,
     )
-    return success(_answer(snapshot, question, found, stages, settings.limits))
+    return success(_answer(snapshot, shape, found, stages, settings.limits))
 
 
 async def search_off_loop_if_long(snapshot: Snapshot, asked: Query, stages: Stages) -> Found:
@@ -90,19 +89,21 @@ async def _vector(
     request: web.Request, spec: IndexSpec, question: Question, limits: Limits
 ) -> NDArray[np.float32] | None:
     """The numbers to compare with; None when the query names a vector that is not there."""
-    if question.body.vector_id is None:
+    if question.vector is not None:
         return query_vector(question.vector, spec.config.dimensions)
-    check_id(question.body.vector_id, limits)
-    [record] = await request.app[STORE].records(spec, (question.body.vector_id,))
+    vector_id = question.shape.body.vector_id
+    assert vector_id is not None
+    check_id(vector_id, limits)
+    [record] = await request.app[STORE].records(spec, (vector_id,))
     return None if record is None else np.frombuffer(record.values, dtype="<f4").astype(np.float32)
 
 
-def _answer(snapshot: Snapshot, question: Question, found: Found, stages: Stages, limits: Limits) -> dict[str, object]:
+def _answer(snapshot: Snapshot, shape: Shape, found: Found, stages: Stages, limits: Limits) -> dict[str, object]:
     matches = [
         match_answer(
             hit,
-            values=question.body.return_values,
-            metadata=question.body.return_metadata,
+            values=shape.body.return_values,
+            metadata=shape.body.return_metadata,
             indexes=snapshot.metadata_indexes,
             string_bytes_max=limits.metadata_index_bytes_max,
         )
@@ -110,11 +111,11 @@ def _answer(snapshot: Snapshot, question: Question, found: Found, stages: Stages
     ]
     stages.ended("answer")
     answer: dict[str, object] = {"count": len(matches), "matches": matches}
-    if question.timing:
+    if shape.timing:
         answer["timing"] = {f"{stage}Ms": round(took * 1000, 3) for stage, took in stages.seconds.items()}
-    if question.explain:
+    if shape.explain:
         answer["explain"] = {
-            "recall": question.recall,
+            "recall": shape.recall,
             "matching": sum(part.matching for part in found.explanations),
             "segments": [explanation_answer(part) for part in found.explanations],
         }
