@@ -95,7 +95,6 @@ def build_parser() -> ArgumentParser:
     _add_sample(commands)
     _add_migrate(commands)
     _add_token(commands)
-    _add_token(commands)
     _add_config(commands)
     _add_backup(commands)
     return parser
