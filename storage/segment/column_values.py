@@ -7,9 +7,13 @@ arrays that have the type lie in arrays of their own, each with the row it belon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +26,6 @@ from storage.filters import (
     cut,
     narrowed,
     number,
-    type_of,
 )
 from storage.records import MetadataType
 from storage.segment.column_texts import Codes, Texts, code_type, complement, merged, selected
@@ -132,20 +135,9 @@ class TypedColumn:
     @classmethod
     def of(cls, type: MetadataType, values: Iterable[object]) -> TypedColumn:
         """Sort JSON values, one per row and None for missing, into arrays."""
-        states: list[State] = []
-        scalars: list[Scalar] = []
-        element_rows: list[int] = []
-        elements: list[Scalar] = []
-        for row, value in enumerate(values):
-            state = _state(value, type)
-            states.append(state)
-            scalars.append(value if state is State.VALUE else None)  # type: ignore[arg-type]
-            if isinstance(value, list):
-                kept = [element for element in value if type_of(element) is type]
-                elements += kept
-                element_rows += [row] * len(kept)
-        arrays = _arrays(type, scalars, elements)
-        return cls(type, np.array(states, dtype="u1"), arrays[0], np.array(element_rows, dtype="<u4"), arrays[1])
+        draft = ColumnDraft(type)
+        draft.add(values)
+        return draft.column()
 
     def mask(self, compare: Compare, rules: FilterRules) -> Mask:
         """Say for every row whether a comparison holds under a metadata index of this type."""
@@ -179,35 +171,99 @@ class TypedColumn:
         return mask
 
 
-def _state(value: object, json_type: MetadataType) -> State:
-    if value is None:
-        return State.MISSING
-    if type_of(value) is json_type:
-        return State.VALUE
-    return State.ARRAY if isinstance(value, list) else State.OTHER
+class ColumnDraft:
+    """A `TypedColumn` that grows by the values of more rows, so that several are made in one reading of the metadata.
+
+    A string is held once, and per row as a number.
+    """
+
+    def __init__(self, type: MetadataType) -> None:
+        self._type = type
+        self._states = bytearray()
+        self._element_rows = array("I")
+        self._distinct: dict[str, int] = {}
+        """The strings, numbered in order of appearance."""
+        code, self._none = _DRAFTED[type]
+        self._values: array[Any] = array(code)
+        self._elements: array[Any] = array(code)
+
+    def add(self, values: Iterable[object]) -> None:
+        """Add rows by their JSON values, None for missing."""
+        wanted, none, drafted = self._type, self._none, self._drafted
+        row = len(self._states)
+        states, scalars = bytearray(), []
+        for value in values:
+            kind = _TYPES.get(value.__class__)
+            if kind is wanted:
+                states.append(State.VALUE)
+                scalars.append(drafted(value))
+                continue
+            scalars.append(none)
+            if value is None:
+                states.append(State.MISSING)
+            elif isinstance(value, list):
+                kept = [drafted(element) for element in value if _TYPES.get(element.__class__) is wanted]
+                self._elements.extend(kept)
+                self._element_rows.extend([row + len(states)] * len(kept))
+                states.append(State.ARRAY)
+            else:
+                states.append(State.OTHER)
+        self._states += states
+        self._values.extend(scalars)
+
+    @property
+    def _drafted(self) -> Callable[[Any], float]:
+        """How a value of the type is held."""
+        distinct = self._distinct
+        match self._type:
+            case MetadataType.STRING:
+                return lambda text: distinct.setdefault(text, len(distinct))
+            case MetadataType.NUMBER:
+                return number
+            case MetadataType.BOOLEAN:
+                return int
+
+    def column(self) -> TypedColumn:
+        """The rows so far."""
+        states = np.array(self._states, dtype="u1")
+        element_rows = np.array(self._element_rows, dtype="<u4")
+        values, elements = (self._typed(drafted) for drafted in (self._values, self._elements))
+        return TypedColumn(self._type, states, values, element_rows, elements)
+
+    def _typed(self, drafted: array[Any]) -> Values:
+        match self._type:
+            case MetadataType.STRING:
+                return self._strings(np.array(drafted, dtype="<u4"))
+            case MetadataType.NUMBER:
+                return Numbers(np.array(drafted, dtype="<f8"))
+            case MetadataType.BOOLEAN:
+                return Booleans(np.array(drafted, dtype="u1"))
+
+    @cached_property
+    def _sorted(self) -> tuple[Texts, Codes]:
+        """The strings in order, and the place of each by its number; at the end, that of none."""
+        distinct = sorted(self._distinct)
+        numbers = np.fromiter((self._distinct[text] for text in distinct), dtype=np.int64, count=len(distinct))
+        places = np.empty(len(distinct) + 1, dtype=code_type(len(distinct)))
+        places[numbers] = np.arange(len(distinct))
+        places[-1] = len(distinct)
+        return Texts.of(distinct), places
+
+    def _strings(self, numbers: NDArray[np.uint32]) -> Strings:
+        texts, places = self._sorted
+        return Strings(texts, places[np.minimum(numbers, len(texts))])
 
 
-def _arrays(json_type: MetadataType, scalars: list[Scalar], elements: list[Scalar]) -> tuple[Values, Values]:
-    """Both lists as values; they share the strings. A scalar that is None is marked as none."""
-    match json_type:
-        case MetadataType.STRING:
-            distinct = sorted({text for text in (*scalars, *elements) if isinstance(text, str)})
-            texts = Texts.of(distinct)
-            codes: dict[Scalar, int] = {text: code for code, text in enumerate(distinct)}
-            none, width = len(distinct), code_type(len(distinct))
-            return (
-                Strings(texts, np.array([codes.get(text, none) for text in scalars], dtype=width)),
-                Strings(texts, np.array([codes[text] for text in elements], dtype=width)),
-            )
-        case MetadataType.NUMBER:
-            return Numbers(_doubles(scalars)), Numbers(_doubles(elements))
-        case MetadataType.BOOLEAN:
-            return Booleans(_bits(scalars)), Booleans(_bits(elements))
-
-
-def _doubles(scalars: list[Scalar]) -> NDArray[np.float64]:
-    return np.array([number(one) if isinstance(one, int | float) else np.nan for one in scalars], dtype="<f8")
-
-
-def _bits(scalars: list[Scalar]) -> NDArray[np.uint8]:
-    return np.array([2 if one is None else int(bool(one)) for one in scalars], dtype="u1")
+_TYPES: dict[type, MetadataType] = {
+    bool: MetadataType.BOOLEAN,
+    int: MetadataType.NUMBER,
+    float: MetadataType.NUMBER,
+    str: MetadataType.STRING,
+}
+"""As `storage.filters.type_of` says, for the very classes that a JSON parser makes."""
+_DRAFTED: dict[MetadataType, tuple[str, float]] = {
+    MetadataType.STRING: ("I", 0xFFFFFFFF),
+    MetadataType.NUMBER: ("d", math.nan),
+    MetadataType.BOOLEAN: ("B", 2),
+}
+"""How the values of a type are held in a draft, and what marks none."""

@@ -39,7 +39,7 @@ from storage.segment.column_texts import Texts, code_type
 from storage.segment.column_values import Booleans, Numbers, Strings, TypedColumn, Values
 from storage.snapshot import Mask
 
-__all__ = ["BoundColumn", "FactorColumn", "StoredColumn", "pack_column"]
+__all__ = ["BoundColumn", "FactorColumn", "StoredColumn", "pack_column", "pack_typed"]
 
 MAGIC = b"HRCL"
 VERSION = 1
@@ -51,7 +51,11 @@ _ENTRY = struct.Struct("<16sQQ")
 
 def pack_column(type: MetadataType, values: Iterable[object]) -> bytes:
     """The whole file of a column: one JSON value per row, None where the row has none."""
-    column = TypedColumn.of(type, values)
+    return pack_typed(TypedColumn.of(type, values))
+
+
+def pack_typed(column: TypedColumn) -> bytes:
+    """The whole file of a column."""
     sections: dict[str, NDArray[Any] | memoryview] = {
         "states": column.states,
         "values": _stored(column.values),
@@ -60,7 +64,7 @@ def pack_column(type: MetadataType, values: Iterable[object]) -> bytes:
     }
     if isinstance(column.values, Strings):
         sections |= {"text.off": column.values.texts.offsets, "text": column.values.texts.blob}
-    return _pack(type, len(column.states), {name: bytes(content) for name, content in sections.items()})
+    return _pack(column.type, len(column.states), {name: bytes(content) for name, content in sections.items()})
 
 
 @dataclass(frozen=True, slots=True)

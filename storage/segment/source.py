@@ -20,6 +20,8 @@ from storage.snapshot import Mask, Part
 BLOCK_BYTES = 8 * 1024 * 1024
 """The float32 bytes of one block of a merge."""
 
+_ITERATED_ROWS = 1 << 16  # Places that are Python numbers at a time.
+
 Floats = NDArray[np.float32]
 Text = TypeVar("Text")
 
@@ -67,7 +69,7 @@ def merge_source(
     return SegmentSource(
         labels=order.labels,
         ids=_Merged(order, [part.id_of for part in sources]),
-        namespaces=_Merged(order, [_namespace_of(part) for part in sources]),
+        namespaces=_Merged(order, [part.namespace_of for part in sources]),
         metadata=_Merged(order, [part.metadata for part in sources]),
         vectors=_merged_vectors(order, sources, block_bytes),
         first_sequence=first_sequence,
@@ -119,9 +121,12 @@ class _Merged(Items[Text]):
         reader = self._readers[int(self._order.parts[place])]
         return reader(int(self._order.rows[place]))
 
-
-def _namespace_of(part: Part) -> Callable[[int], str]:
-    return lambda row: part.record(row).namespace
+    def __iter__(self) -> Iterator[Text]:
+        order, readers = self._order, self._readers
+        for start in range(0, len(order.rows), _ITERATED_ROWS):
+            block = slice(start, start + _ITERATED_ROWS)
+            for part, row in zip(order.parts[block].tolist(), order.rows[block].tolist(), strict=True):
+                yield readers[part](row)
 
 
 def _merged_vectors(order: _Order, parts: Items[Part], block_bytes: int) -> Iterator[Floats]:

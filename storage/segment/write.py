@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -29,13 +30,14 @@ from storage.files import (
     sum_file,
     write_whole,
 )
-from storage.filters import path_of, value_at
+from storage.filters import path_of
 from storage.indexes import flat
 from storage.indexes.hnsw import RECALLS, Space, Twins
 from storage.records import Label, MetadataIndex, Metric
 from storage.segment import format as layout
 from storage.segment.audit import Audit, build_audited
-from storage.segment.columns import pack_column
+from storage.segment.column_values import ColumnDraft, TypedColumn
+from storage.segment.columns import pack_typed
 from storage.segment.format import (
     ColumnFile,
     GraphRecord,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from storage.segment.read import OpenSegment
 
 _TEXTS_BYTES = 4 * 1024 * 1024  # Texts are joined before they are written: a call per row is slow.
+_PARSED_ROWS = 1_024  # Rows whose metadata is in memory as objects at a time.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +100,8 @@ def write_column(folder: Path, segment: OpenSegment, index: MetadataIndex) -> Co
     and two workers cannot write the same one. Raises StoreFull.
     """
     file = f"{layout.COLUMNS}/{index.id}-{uuid.uuid4().hex}.col"
-    content = _column(index, (segment.metadata(row) for row in range(segment.rows)))
-    written = write_whole(folder / file, content)
+    [column] = _read_columns((index,), (segment.metadata(row) for row in range(segment.rows)))
+    written = write_whole(folder / file, pack_typed(column))
     return ColumnFile(metadata_index=index, file=file, checksum=written.checksum)
 
 
@@ -119,7 +122,7 @@ class _Writing:
         self._namespaces(source.namespaces)
         self._texts(layout.METADATA, source.metadata)
         norms = self._vectors(source.vectors)
-        columns = tuple(self._column(index) for index in source.metadata_indexes)
+        columns = self._columns()
         graph = self._graph(norms) if len(source.labels) >= options.graph_rows_min else None
         return SegmentDocument(
             name=name,
@@ -168,11 +171,13 @@ class _Writing:
 
     def _namespaces(self, namespaces: Items[str]) -> None:
         """The distinct names in order, and for every row the number of its name."""
-        names = sorted({*namespaces})
-        numbers = {name: number for number, name in enumerate(names)}
+        seen: dict[str, int] = {}
+        codes = np.fromiter((seen.setdefault(name, len(seen)) for name in namespaces), "<u4", count=len(namespaces))
+        names = sorted(seen)
+        places = np.empty(len(names), dtype="<u4")
+        places[[seen[name] for name in names]] = np.arange(len(names))
         self._texts(layout.NAMESPACES, (name.encode() for name in names))
-        codes = np.fromiter((numbers[name] for name in namespaces), dtype="<u4", count=len(namespaces))
-        self._array(layout.NAMESPACE_CODES, codes)
+        self._array(layout.NAMESPACE_CODES, places[codes])
 
     def _vectors(self, blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
         """The values as they came, and their lengths."""
@@ -190,9 +195,16 @@ class _Writing:
         self._array(layout.NORMS, norms)
         return norms
 
-    def _column(self, index: MetadataIndex) -> ColumnFile:
+    def _columns(self) -> tuple[ColumnFile, ...]:
+        indexes = self._source.metadata_indexes
+        return tuple(
+            self._column(index, column)
+            for index, column in zip(indexes, _read_columns(indexes, self._source.metadata), strict=True)
+        )
+
+    def _column(self, index: MetadataIndex, column: TypedColumn) -> ColumnFile:
         file = f"{layout.COLUMNS}/{index.id}.col"
-        self._write(file, (_column(index, self._source.metadata),))
+        self._write(file, (pack_typed(column),))
         return ColumnFile(metadata_index=index, file=file, checksum=self._files[file].checksum)
 
     def _graph(self, norms: NDArray[np.float64]) -> GraphRecord | None:
@@ -231,6 +243,22 @@ class _Writing:
         )
 
 
-def _column(index: MetadataIndex, metadata: Iterable[bytes]) -> bytes:
-    path = path_of(index.property)
-    return pack_column(index.type, (value_at(orjson.loads(text), path) if text else None for text in metadata))
+def _read_columns(indexes: Items[MetadataIndex], metadata: Iterable[bytes]) -> Items[TypedColumn]:
+    """The columns of metadata indexes. The metadata is parsed once for all of them, some rows at a time."""
+    drafts = [(ColumnDraft(index.type), path_of(index.property)) for index in indexes]
+    if not drafts:
+        return []
+    rest = iter(metadata)
+    while texts := list(islice(rest, _PARSED_ROWS)):
+        documents = [orjson.loads(text) if text else None for text in texts]
+        for draft, path in drafts:
+            draft.add(_values_at(documents, path))
+    return [draft.column() for draft, _ in drafts]
+
+
+def _values_at(documents: list[Any], path: tuple[str, ...]) -> list[Any]:
+    """What lies at a path of each, as `storage.filters.value_at` says: JSON has no mappings but dicts."""
+    values = documents
+    for key in path:
+        values = [value.get(key) if value.__class__ is dict else None for value in values]
+    return values

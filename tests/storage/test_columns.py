@@ -16,7 +16,8 @@ from storage.errors import SegmentDamaged
 from storage.filters import Compare, Comparison, FilterRules, Scalar, holds, value_at
 from storage.records import MetadataType
 from storage.segment.column_texts import Texts, complement, merged, selected
-from storage.segment.columns import FactorColumn, StoredColumn, pack_column
+from storage.segment.column_values import ColumnDraft
+from storage.segment.columns import FactorColumn, StoredColumn, pack_column, pack_typed
 from storage.snapshot import Column, Mask
 
 EQ, LT, IN = Comparison.EQ, Comparison.LT, Comparison.IN
@@ -222,6 +223,17 @@ def test_packing_the_same_values_gives_the_same_bytes() -> None:
     values = ["b", "a", None, ["c", 1, "a"], 3]
 
     assert pack_column(MetadataType.STRING, values) == pack_column(MetadataType.STRING, values)
+
+
+@pytest.mark.parametrize("json_type", [*MetadataType])
+def test_a_column_drafted_in_pieces_is_the_one_of_all_rows_at_once(json_type: MetadataType) -> None:
+    values = ["b", None, True, 2**1100, -1.5, ["b", 3, "", False], {"a": 1}, "a", [], "b", False, 3, [["a"], None, "c"]]
+    draft = ColumnDraft(json_type)
+
+    for start in range(0, len(values), 3):
+        draft.add(values[start : start + 3])
+
+    assert pack_typed(draft.column()) == pack_column(json_type, values)
 
 
 @pytest.mark.parametrize("json_type", MetadataType)
