@@ -8,7 +8,7 @@ stalls is given up on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -51,7 +51,11 @@ class BodyReader:
         self._taken = 0
 
     async def read(self) -> bytes:
-        """The whole body.
+        """The whole body. Raises what `chunks` does."""
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives.
 
         Raises HTTPRequestEntityTooLarge, HTTPServiceUnavailable, HTTPRequestTimeout, HTTPBadRequest.
         """
@@ -60,16 +64,14 @@ class BodyReader:
             raise self._too_large(declared)
         self._take(declared)
         await self._ask_to_continue()
-        chunks: list[bytes] = []
         length = 0
         while chunk := await self._next_chunk():
-            chunks.append(chunk)
             length += len(chunk)
             if length > self._bytes_max:
                 raise self._too_large(length)
             if length > self._taken:
                 self._take(length - self._taken)
-        return b"".join(chunks)
+            yield chunk
 
     def release(self) -> None:
         """Give the budget back. Safe before `read` and twice."""

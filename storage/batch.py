@@ -149,8 +149,11 @@ def _pack(rows: int, sections: Mapping[str, bytes | memoryview]) -> bytes:
         padding = _aligned(length) - length
         parts += [bytes(padding), content]
         length += padding + len(content)
-    body = b"".join(parts)
-    return body + xxhash.xxh3_128_digest(body)
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part)
+    # Joined once: megabytes are not copied only to append sixteen bytes.
+    return b"".join([*parts, digest.digest()])
 
 
 def _sections(body: bytes) -> tuple[int, dict[str, memoryview]]:

@@ -134,7 +134,8 @@ async def _write(request: web.Request, action: Action) -> web.Response:
         check_index(request, Scope.ADMIN, request.match_info["account"], request.match_info["name"])
         spec = None
     with body_of(request, request.app[BODY_BUDGET], bytes_max=settings.limits.upload_bytes_max) as reader:
+        if spec is not None:
+            return await routes_vectors.write_arriving(request, spec, action, options, reader)
         body = await reader.read()
-        if spec is None:
-            spec = await create_for(request, action, body)
+        spec = await create_for(request, action, body)
         return await routes_vectors.write_batch(request, spec, action, options, body)

@@ -16,6 +16,8 @@ _BOUNDARY = re.compile(r'boundary="?([^";,\s]+)"?', re.IGNORECASE)
 _PART_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _IS_FILE = re.compile(rb"^content-disposition:.*\bfilename\*?=", re.IGNORECASE | re.MULTILINE)
 _VECTORS_OBJECT = re.compile(rb'\s*\{\s*"vectors"\s*:')
+_PLAIN = re.compile(rb'\{\s*"(?!vectors").{8}', re.DOTALL)
+"""The start of an object with any other key; long enough to be certain."""
 _BOM = b"\xef\xbb\xbf"
 PARTS_MAX = 16
 """Parts of a form that are looked at; the vectors are in the first file, so more are a mistake."""
@@ -37,6 +39,11 @@ def undress(body: bytes, content_type: str) -> Undressed:
         body = _unquoted(body)
         head = body[:64].lstrip()[:1]
     return Undressed(body, whole=head == b"[" or _VECTORS_OBJECT.match(body) is not None)
+
+
+def is_plain(start: bytes, content_type: str) -> bool:
+    """Whether a body that begins so wears nothing: `undress` would give it back as it is, as lines."""
+    return _BOUNDARY.search(content_type) is None and _PLAIN.match(start) is not None
 
 
 def _unquoted(body: bytes) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from aiohttp import web
 
-from service.bodies import body_of
+from service.bodies import BodyReader, body_of
 from service.dialects.vectorize.answers import list_answer, vector_answer
 from service.dialects.vectorize.envelope import Message, success
 from service.dialects.vectorize.errors import Code, Refusal
@@ -24,7 +24,7 @@ from service.dialects.vectorize.parameters import (
     words_parameter,
 )
 from service.dialects.vectorize.reading import json_model
-from service.dialects.vectorize.vectors import BatchRules, ReadBatch, read_batch
+from service.dialects.vectorize.vectors import ArrivingBatch, BatchRules, ReadBatch, read_batch
 from service.dialects.vectorize.writes import WriteOptions, append, write_options
 from service.keys import BODY_BUDGET, SETTINGS, STORE
 from storage.batch import pack_ids, pack_json, pack_vectors
@@ -37,6 +37,8 @@ from storage.snapshot import Snapshot
 
 INLINE_BYTES = 64 * 1024
 """A body up to this size is parsed in the time it would take to hand it to a thread and back."""
+INLINE_PACK_BYTES = 4 * 1024 * 1024
+"""Vectors up to this size are packed in a millisecond."""
 INCLUDABLE = frozenset({"values", "metadata"})
 
 
@@ -55,29 +57,59 @@ async def _write_vectors(request: web.Request, action: Action) -> web.Response:
     options = write_options(request)
     limits = request.app[SETTINGS].limits
     with body_of(request, request.app[BODY_BUDGET], bytes_max=limits.upload_bytes_max) as reader:
-        return await write_batch(request, spec, action, options, await reader.read())
+        return await write_arriving(request, spec, action, options, reader)
+
+
+async def write_arriving(
+    request: web.Request, spec: IndexSpec, action: Action, options: WriteOptions, reader: BodyReader
+) -> web.Response:
+    """Log the vectors of a body that is read as it arrives, where it is plain lines. Raises as `write_batch` does."""
+    rules, label = _rules(request, spec, action), request.headers.get("Content-Type", "")
+    chunks = reader.chunks()
+    first = await anext(chunks, b"")
+    if request.content_length is None or not ArrivingBatch.fits(first, label):
+        body = b"".join([first, *[chunk async for chunk in chunks]])
+        return await write_batch(request, spec, action, options, body)
+    arriving = ArrivingBatch(rules, request.content_length)
+    arriving.feed(first)
+    async for chunk in chunks:
+        arriving.feed(chunk)
+    read = arriving.end()
+    if read.batch.values.nbytes <= INLINE_PACK_BYTES:
+        packed = pack_vectors(read.batch)
+    else:
+        packed = await asyncio.to_thread(pack_vectors, read.batch)
+    return await _log(request, spec, action, options, read, packed)
 
 
 async def write_batch(
     request: web.Request, spec: IndexSpec, action: Action, options: WriteOptions, body: bytes
 ) -> web.Response:
     """Log the vectors of a body that was read. Raises Refusal, and what `Store.append` does."""
-    limits = request.app[SETTINGS].limits
-    rules = BatchRules(
-        action=action,
-        dimensions=spec.config.dimensions,
-        limits=limits,
-        discard=choice_parameter(request, "unparsable-behavior", ("error", "discard")) == "discard",
-    )
-    label = request.headers.get("Content-Type", "")
+    rules, label = _rules(request, spec, action), request.headers.get("Content-Type", "")
     if len(body) <= INLINE_BYTES:
         read, packed = _read_and_pack(body, label, rules)
     else:
         # A full batch takes long enough to parse and pack that it would hold up every other request.
         read, packed = await asyncio.to_thread(_read_and_pack, body, label, rules)
+    return await _log(request, spec, action, options, read, packed)
+
+
+def _rules(request: web.Request, spec: IndexSpec, action: Action) -> BatchRules:
+    return BatchRules(
+        action=action,
+        dimensions=spec.config.dimensions,
+        limits=request.app[SETTINGS].limits,
+        discard=choice_parameter(request, "unparsable-behavior", ("error", "discard")) == "discard",
+    )
+
+
+async def _log(
+    request: web.Request, spec: IndexSpec, action: Action, options: WriteOptions, read: ReadBatch, packed: bytes
+) -> web.Response:
     namespaces = sorted({name for name in read.batch.namespaces if name})
     if namespaces:
-        await request.app[STORE].check_namespaces(spec, namespaces, limits)
+        await request.app[STORE].check_namespaces(spec, namespaces, request.app[SETTINGS].limits)
     change = Change(action=action, body=packed, rows=len(read.batch))
     return await append(request, spec, change, options, messages=_dropped(read))
 
