@@ -53,6 +53,7 @@ class Collector:
         self._is_pruning = False
         self._is_resting = False
         self._proved: set[str] = set()
+        self._proved_layout = -1
         self._proving: asyncio.Task[None] | None = None
         self._prove_not_before = -math.inf
         self._turned_at = -math.inf
@@ -79,7 +80,7 @@ class Collector:
             return
         self._turned_at = now
         settled = self._settled(now)
-        if settled is not None and self._is_proved(settled.sealed_through, now):
+        if settled is not None and self._is_proved(settled, now):
             await self._give_back(settled)
         if now - self._forgot_at > max(self._grace_s, PERIOD_S):
             self._forgot_at = now
@@ -132,8 +133,8 @@ class Collector:
         self._forgotten_layout = settled.layout
         self._is_resting = True
 
-    def _is_proved(self, through: Sequence, now: float) -> bool:
-        """Whether every segment with rows up to here was read from disk and is what was written.
+    def _is_proved(self, settled: _Seen, now: float) -> bool:
+        """Whether the state, and every segment that the layout has sealed, was read from disk and is what was written.
 
         What is not is read by a builder beside the turns: a large segment takes seconds, and applying must not wait.
         """
@@ -141,12 +142,14 @@ class Collector:
             return False
         rows = self._index.segments()
         self._proved &= {row.name for row in rows}
-        names = tuple(row.name for row in rows if row.first_sequence <= through and row.name not in self._proved)
-        if names and now >= self._prove_not_before:
-            self._proving = asyncio.create_task(self._prove(names), name="prove")
-        return not names
+        sealed = settled.sealed_through
+        names = tuple(row.name for row in rows if row.first_sequence <= sealed and row.name not in self._proved)
+        is_proved = not names and (not sealed or self._proved_layout == settled.layout)
+        if not is_proved and now >= self._prove_not_before:
+            self._proving = asyncio.create_task(self._prove(names, settled.layout), name="prove")
+        return is_proved
 
-    async def _prove(self, names: tuple[str, ...]) -> None:
+    async def _prove(self, names: tuple[str, ...], layout: int) -> None:
         try:
             await run_builder(
                 BuildJob(
@@ -166,6 +169,7 @@ class Collector:
             self._prove_not_before = time.monotonic() + PROVE_RETRY_S
         else:
             self._proved.update(names)
+            self._proved_layout = layout
 
     async def _prune(self, sealed_through: Sequence) -> bool:
         """Take one slice from the log, where something in it is old enough; True when there may be more."""

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.folder import DataFolder
-from storage.backends.sqlite.state import State, StateReader, StateWriter
+from storage.backends.sqlite.publishing import StateWriter
+from storage.backends.sqlite.state import State, StateReader
 from storage.errors import StoreFull
 from storage.records import IndexSpec
 from tests.conftest import WAIT_S, Running, batch, running_on

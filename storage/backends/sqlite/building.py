@@ -28,10 +28,13 @@ class BuildSource:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The manifest, read once: everything that is built is as of it."""
+        """The manifest, read once: everything that is built is as of it.
+
+        What is built lasts, and the log gives up what it came from, so every row of the state is compared first.
+        """
         reader = StateReader(Reader(self._folder.state))
         try:
-            return reader.manifest()
+            return reader.verified_manifest()
         finally:
             reader.close()
 

@@ -28,11 +28,12 @@ from storage.backends.sqlite.archive import (
     place_of,
     unpack_manifest,
 )
-from storage.backends.sqlite.database import Reader, translated
+from storage.backends.sqlite.database import Reader, Statements, translated
 from storage.backends.sqlite.driver import Connection, connect
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.inspection import Part, inspect_index
 from storage.backends.sqlite.migrate import MIGRATIONS, NOTES, migrate, migrations, statements
+from storage.backends.sqlite.publishing import begin_anew
 from storage.chain import Head, write_witness
 from storage.errors import BackupRefused
 from storage.files import TEMPORARY_PREFIX, fsync_folder, full_disk_told
@@ -242,10 +243,7 @@ def _forget_owner(folder: IndexFolder) -> None:
     """Whoever held the index when it was backed up holds it no longer, and its graphs and columns are to be built."""
     with closing(_writer(folder.state)) as connection, translated(folder.state):
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute("DELETE FROM columns")
-        connection.execute("DELETE FROM garbage")
-        # A layout of its own: the worker sees that there is something to do.
-        connection.execute("UPDATE progress SET owner = '', epoch = epoch + 1, layout = layout + 1")
+        begin_anew(Statements(connection))
         connection.execute("COMMIT")
 
 

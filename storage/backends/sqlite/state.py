@@ -1,26 +1,39 @@
-"""The state of one index: reading it, and the transactions of the worker that holds it.
+"""The state of one index as it is read; what the worker that holds the index writes is in `publishing`.
 
-Every writing transaction compares the epoch and the progress it was decided on with what is there, and sets all of it
-at once, in one visit to the thread of the connection; a worker that lost the index finds out here and changes nothing.
+What was damaged on disk is not answered: the row of progress carries a checksum, and a manifest is compared with its
+sums whenever it is read.
 """
 
 from __future__ import annotations
 
-import time
+import struct
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import orjson
 
-from storage.apply import Applied, Effects, signed
-from storage.backends.sqlite.database import Database, Reader, Row, Statements
+from storage.apply import signed
+from storage.backends.sqlite.database import Reader, Row
+from storage.backends.sqlite.sums import (
+    MANIFEST_TABLES,
+    MODULUS,
+    TOMBSTONES_SQL,
+    Sums,
+    checksum,
+    compare_rows,
+    text_sum,
+    tombstones_sum,
+)
 from storage.errors import StateDamaged
-from storage.records import MetadataIndex, MetadataType, MutationId, MutationState, Progress, Sequence
+from storage.records import MetadataIndex, MetadataType, MutationId, Progress, Sequence
 
 PROGRESS_SQL = (
     "SELECT epoch, owner, layout, applied, applied_id, applied_ms, applied_chain, applied_bytes, sealed_through, "
-    "next_label, vectors, digest, list_horizon, collected_layout FROM progress"
+    "next_label, progress.vectors, digest, list_horizon, collected_layout, "
+    "versions, tombstones, manifest, rest, checksum FROM progress LEFT JOIN sums USING (one)"
 )
+PROGRESS_COLUMNS = 14
 
 
 class LeaseLost(Exception):
@@ -49,6 +62,8 @@ class State:
     digest: int
     list_horizon: Sequence
     collected_layout: int
+    sums: Sums | None
+    """None where no worker has taken the index since there are sums."""
 
     @property
     def progress(self) -> Progress:
@@ -144,14 +159,28 @@ class StateReader:
     def manifest_within(self) -> Manifest:
         """The whole of it, within a transaction of the caller's."""
         state = self.state()
+        tombstones = self._reader.rows(TOMBSTONES_SQL)
+        tables = {table: self._reader.rows(f"SELECT * FROM {table}") for table in MANIFEST_TABLES}  # noqa: S608
+        _check_sums(state, tombstones, tables)
         return Manifest(
             state=state,
             segments=self.manifest_segments(),
             parts=self._parts(state.sealed_through),
             columns=self._columns(),
             metadata_indexes=self.metadata_indexes(),
-            tombstones=self._tombstones(0),
+            tombstones=tuple(label for _, label in tombstones),
         )
+
+    def verified_manifest(self) -> Manifest:
+        """The whole of it, with every row of the state compared: for what is to last. Raises StateDamaged."""
+        with self._reader.transaction():
+            manifest = self.manifest_within()
+            self.compare_rows(manifest.state)
+            return manifest
+
+    def compare_rows(self, state: State) -> None:
+        """Compare every row with its sums, within a transaction of the caller's. Raises StateDamaged."""
+        compare_rows(self._reader, vectors=state.vectors, digest=state.digest, sums=state.sums)
 
     def advance(self, after: Sequence) -> Advance:
         """What came after an applied sequence."""
@@ -206,249 +235,25 @@ class StateReader:
         self._reader.close()
 
 
-class StateWriter:
-    """The transactions of the worker that holds the index."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-
-    async def take(self, worker: str, expected_epoch: int) -> int:
-        """Raise the epoch and own the index. Raises LeaseLost when somebody else was quicker."""
-
-        def work(statements: Statements) -> None:
-            _compare(statements, expected_epoch)
-            statements.rows("UPDATE progress SET epoch = epoch + 1, owner = ?", (worker,))
-
-        await self.database.at_once(work)
-        return expected_epoch + 1
-
-    async def release(self, epoch: int) -> None:
-        """Own the index no longer. Raises LeaseLost."""
-
-        def work(statements: Statements) -> None:
-            _compare(statements, epoch)
-            statements.rows("UPDATE progress SET owner = ''")
-
-        await self.database.at_once(work)
-
-    async def live_labels(self, ids: Items[str]) -> dict[str, int]:
-        """The labels of the live versions of these ids."""
-        rows = await self.database.rows(
-            "SELECT id, label FROM vectors WHERE removed = 0 AND id IN (SELECT value FROM json_each(?))",
-            (orjson.dumps(list(ids)).decode(),),
-        )
-        return dict(rows)
-
-    async def count_try(self, epoch: int, sequence: Sequence) -> int:
-        """Remember, before it is tried, that applying a mutation alone is begun; say how often it was."""
-
-        def work(statements: Statements) -> int:
-            _compare(statements, epoch)
-            [(tries,)] = statements.rows(
-                "INSERT INTO attempts VALUES (?, 1) ON CONFLICT DO UPDATE SET tries = tries + 1 RETURNING tries",
-                (sequence,),
-            )
-            return int(tries)
-
-        return await self.database.at_once(work)
-
-    async def apply(self, epoch: int, expected: Sequence, effects: Effects, to: Applied) -> None:
-        """Write effects and move progress, whole or not at all. Raises LeaseLost, ManifestMoved."""
-        now_ms = time.time_ns() // 1_000_000
-
-        def work(statements: Statements) -> None:
-            state = _compare(statements, epoch)
-            if state.applied != expected:
-                raise ManifestMoved(f"progress is {state.applied}, not {expected}")
-            _write_rows(statements, effects, now_ms)
-            _write_outcomes(statements, effects, now_ms)
-            statements.rows(
-                "UPDATE progress SET applied = ?, applied_id = ?, applied_ms = max(applied_ms, ?), applied_chain = ?, "
-                "applied_bytes = ?, next_label = ?, vectors = vectors + ?, digest = ?",
-                (
-                    to.sequence,
-                    to.id,
-                    now_ms,
-                    to.chain,
-                    to.bytes_through,
-                    effects.next_label,
-                    effects.vectors,
-                    signed((state.digest + effects.digest) % (1 << 64)),
-                ),
-            )
-
-        await self.database.at_once(work)
-
-    async def publish(
-        self, epoch: int, *, inputs: Items[str], segment: SegmentRow | None, sealed_through: Sequence | None
-    ) -> None:
-        """Put a segment (none when no row was live) in the place of its inputs. Raises LeaseLost, ManifestMoved."""
-        now_ms = time.time_ns() // 1_000_000
-
-        def work(statements: Statements) -> None:
-            _compare(statements, epoch)
-            for name in inputs:
-                if not statements.rows("DELETE FROM segments WHERE name = ? RETURNING name", (name,)):
-                    raise ManifestMoved(f"segment {name} is gone from the manifest")
-                statements.rows("DELETE FROM columns WHERE segment = ?", (name,))
-                statements.rows("INSERT INTO garbage VALUES (?, ?, ?)", (name, epoch, now_ms))
-            if segment is not None:
-                statements.rows(
-                    "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        segment.name,
-                        segment.rows,
-                        segment.first_label,
-                        segment.last_label,
-                        segment.first_sequence,
-                        segment.last_sequence,
-                        segment.as_of,
-                        segment.bytes,
-                        segment.checksum,
-                        now_ms,
-                    ),
-                )
-            if sealed_through is not None:
-                statements.rows("UPDATE progress SET sealed_through = max(sealed_through, ?)", (sealed_through,))
-            statements.rows("UPDATE progress SET layout = layout + 1")
-
-        await self.database.at_once(work)
-
-    async def publish_column(self, epoch: int, column: ColumnRow) -> None:
-        """Add a back-filled column file. Raises LeaseLost, ManifestMoved."""
-
-        def work(statements: Statements) -> None:
-            _compare(statements, epoch)
-            if not statements.rows("SELECT 1 FROM segments WHERE name = ?", (column.segment,)):
-                raise ManifestMoved(f"segment {column.segment} is gone from the manifest")
-            statements.rows(
-                "INSERT OR REPLACE INTO columns VALUES (?, ?, ?, ?)",
-                (column.segment, column.metadata_index, column.file, column.checksum),
-            )
-            statements.rows("UPDATE progress SET layout = layout + 1")
-
-        await self.database.at_once(work)
-
-    async def forget(self, epoch: int, *, removed_before_ms: int, outcomes_through: int) -> None:
-        """Drop versions that no cursor can see any more, and outcomes too old to be asked for. Raises LeaseLost."""
-
-        def work(statements: Statements) -> None:
-            _compare(statements, epoch)
-            [(horizon,)] = statements.rows(
-                "SELECT coalesce(max(removed), 0) FROM vectors WHERE removed > 0 AND removed_ms < ?",
-                (removed_before_ms,),
-            )
-            if horizon:
-                statements.rows("UPDATE progress SET list_horizon = max(list_horizon, ?)", (horizon,))
-                statements.rows("DELETE FROM vectors WHERE removed > 0 AND removed_ms < ?", (removed_before_ms,))
-            statements.rows("DELETE FROM outcomes WHERE sequence <= ?", (outcomes_through,))
-
-        await self.database.at_once(work)
-
-    async def forget_sealed(
-        self, epoch: int, *, layout: int, through: Sequence, tombstones: Items[tuple[int, int]]
-    ) -> None:
-        """Drop parts that are sealed, and tombstones (sequence, label) of rows that are gone, as of a layout.
-
-        Who follows an older layout could miss them, and finds out by `collected_layout`. Raises LeaseLost,
-        ManifestMoved.
-        """
-
-        def work(statements: Statements) -> None:
-            state = _compare(statements, epoch)
-            if state.layout != layout:
-                raise ManifestMoved(f"layout is {state.layout}, not {layout}")
-            statements.rows("UPDATE progress SET collected_layout = layout")
-            statements.rows("DELETE FROM parts WHERE sequence <= ?", (through,))
-            statements.many("DELETE FROM tombstones WHERE sequence = ? AND label = ?", tombstones)
-
-        await self.database.at_once(work)
-
-    async def forget_garbage(self, epoch: int, names: Items[str]) -> None:
-        """Drop the notes of folders that are unlinked. Raises LeaseLost."""
-
-        def work(statements: Statements) -> None:
-            _compare(statements, epoch)
-            statements.many("DELETE FROM garbage WHERE name = ?", [(name,) for name in names])
-
-        await self.database.at_once(work)
-
-    async def vacuum(self, pages: int) -> None:
-        """Give free pages back to the file system."""
-        await self.database.rows(f"PRAGMA incremental_vacuum({pages:d})")
-
-    async def close(self) -> None:
-        """Let go of the file."""
-        await self.database.close()
-
-
-def _compare(statements: Statements, epoch: int) -> State:
-    [row] = statements.rows(PROGRESS_SQL)
-    state = state_of(row)
-    if state.epoch != epoch:
-        raise LeaseLost(f"epoch is {state.epoch}, not {epoch}")
-    return state
-
-
-def _write_rows(statements: Statements, effects: Effects, now_ms: int) -> None:
-    statements.many(
-        "UPDATE vectors SET removed = ?, removed_ms = ? WHERE id = ? AND label = ? AND removed = 0",
-        [(one.sequence, now_ms, one.id, one.label) for one in effects.removed],
-    )
-    statements.many(
-        "INSERT INTO vectors VALUES (?, ?, ?, ?, ?)",
-        [
-            *((one.id, one.label, one.sequence, 0, 0) for one in effects.added.values()),
-            *((one.id, one.label, one.sequence, removed, now_ms) for one, removed in effects.passing),
-        ],
-    )
-    statements.many("INSERT INTO tombstones VALUES (?, ?)", tombstones(effects))
-    statements.many(
-        "INSERT INTO parts VALUES (?, ?, ?, ?, ?)",
-        [(part.sequence, part.first_label, part.rows, part.bytes, part.source) for part in effects.parts],
-    )
-    statements.many("INSERT OR IGNORE INTO namespaces VALUES (?)", [(name,) for name in effects.namespaces])
-
-
-def tombstones(effects: Effects) -> list[tuple[int, int]]:
-    """(sequence, label) of everything that is not live after the effects."""
-    killed = [(one.sequence, one.label) for one in effects.removed]
-    passed = [(removed, one.label) for one, removed in effects.passing]
-    return [*killed, *passed, *effects.stillborn]
-
-
-def _write_outcomes(statements: Statements, effects: Effects, now_ms: int) -> None:
-    statements.many(
-        "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                one.sequence,
-                one.state,
-                now_ms,
-                one.counts.inserted,
-                one.counts.replaced,
-                one.counts.ignored,
-                one.counts.deleted,
-                one.counts.missing,
-                one.error,
-            )
-            for one in effects.outcomes
-        ],
-    )
-    statements.many(
-        "DELETE FROM attempts WHERE sequence = ?",
-        [(one.sequence,) for one in effects.outcomes if one.state is not MutationState.QUEUED],
-    )
-    statements.many(
-        "INSERT INTO metadata_indexes VALUES (?, ?, ?)",
-        [(one.id, one.property, one.type) for one in effects.created],
-    )
-    statements.many("DELETE FROM metadata_indexes WHERE id = ?", [(id,) for id in effects.dropped])
+def _check_sums(state: State, tombstones: list[Row], tables: Mapping[str, list[Row]]) -> None:
+    """What a manifest is made of is what was written. Raises StateDamaged."""
+    if state.sums is None:
+        return
+    try:
+        found = sum(text_sum(table, rows) for table, rows in tables.items())
+        killed = tombstones_sum(tombstones)
+    except (TypeError, ValueError, OverflowError, struct.error) as error:
+        raise StateDamaged(f"state.db has a row that was never written: {error}") from error
+    if (signed(found % MODULUS), signed(killed % MODULUS)) != (state.sums.manifest, state.sums.tombstones):
+        raise StateDamaged("state.db is damaged: its manifest or its tombstones are not what was written")
 
 
 def state_of(row: Row) -> State:
-    """The progress row as a value."""
-    if len(row) != 14:
-        raise StateDamaged(f"the progress row has {len(row)} columns, not 14")
-    epoch, owner, layout, applied, applied_id, applied_ms, chain, *rest = row
-    return State(epoch, owner, layout, applied, applied_id, applied_ms, bytes(chain), *rest)
+    """The progress row as a value. Raises StateDamaged where it is not what was written."""
+    if len(row) != PROGRESS_COLUMNS + 5:
+        raise StateDamaged(f"the progress row has {len(row)} columns, not {PROGRESS_COLUMNS + 5}")
+    progress, (*stored, known) = row[:PROGRESS_COLUMNS], row[PROGRESS_COLUMNS:]
+    sums = None if known is None else Sums(*stored)
+    if sums is not None and checksum(progress, sums) != known:
+        raise StateDamaged("state.db is damaged: its row of progress is not what was written")
+    return State(*(*progress, sums))

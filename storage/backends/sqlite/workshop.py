@@ -24,8 +24,9 @@ from storage.backends.sqlite.folder import DRAFT_PREFIX, DataFolder, IndexFolder
 from storage.backends.sqlite.glance import Glance, glance
 from storage.backends.sqlite.log import LoggedMutation
 from storage.backends.sqlite.pruning import LogPruner
+from storage.backends.sqlite.publishing import StateWriter
 from storage.backends.sqlite.reader import IndexReader
-from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader, StateWriter
+from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader
 from storage.chain import read_witness
 from storage.errors import LogDamaged, StateDamaged, StorageError
 from storage.files import TEMPORARY_PREFIX, fsync_folder

@@ -1,0 +1,105 @@
+"""Any row of `state.db` that is not what was written shows: at once where it is answered from, else to who compares."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from storage.backends.sqlite.database import Reader
+from storage.backends.sqlite.driver import connect
+from storage.backends.sqlite.folder import DataFolder
+from storage.backends.sqlite.state import StateReader
+from storage.batch import pack_json
+from storage.errors import StateDamaged
+from storage.limits import RELAXED
+from storage.records import Action, Change, MetadataIndex, MetadataType
+from tests.conftest import batch, running_on
+
+AT_ONCE = (
+    "UPDATE progress SET vectors = vectors + 1",
+    "UPDATE progress SET applied_ms = applied_ms + 1",
+    "UPDATE progress SET sealed_through = sealed_through - 1",
+    "UPDATE progress SET digest = digest + 1",
+    "UPDATE sums SET rest = rest + 1",
+    "UPDATE tombstones SET label = label + 1000 WHERE sequence = (SELECT min(sequence) FROM tombstones)",
+    "DELETE FROM tombstones WHERE sequence = (SELECT max(sequence) FROM tombstones)",
+    "UPDATE parts SET first_label = first_label + 1",
+    "UPDATE segments SET checksum = 'x'",
+    "DELETE FROM segments",
+    "UPDATE metadata_indexes SET type = 'number'",
+)
+BY_THE_SCRUB = (
+    "UPDATE vectors SET id = id || 'x' WHERE label = (SELECT max(label) FROM vectors)",
+    "UPDATE vectors SET added = added + 1 WHERE label = (SELECT max(label) FROM vectors)",
+    "UPDATE vectors SET removed_ms = removed_ms + 1 WHERE removed > 0",
+    "UPDATE vectors SET removed = 0 WHERE removed > 0",
+    "DELETE FROM vectors WHERE label = (SELECT max(label) FROM vectors)",
+    "UPDATE outcomes SET inserted = inserted + 1 WHERE sequence = 1",
+    "DELETE FROM namespaces",
+)
+
+
+@pytest.fixture
+async def state(small):
+    """The state of an index with a bit of everything, which nobody has open."""
+    settings = replace(small, grace_ms=0, seal_idle_ms=50)
+    async with running_on(settings) as running:
+        spec = await running.index()
+        named = MetadataIndex(id=0, property="colour", type=MetadataType.STRING)
+        change = Change(
+            action=Action.CREATE_METADATA_INDEX,
+            body=pack_json({"property": "colour", "type": "string"}),
+            rows=0,
+            metadata_index=named,
+        )
+        await running.store.append(spec, change, RELAXED)
+        for number in range(60):
+            ids = [f"v{number % 7}", f"w{number}"]
+            last = await running.upsert(spec, batch(ids, [[1, 2, number, 4]] * 2, namespaces=["a", ""]))
+        await running.applied(spec, last)
+        path = DataFolder(settings.data).index(spec.id).state
+        for _ in range(4):
+            await running.stop_worker()
+            with closing(StateReader(Reader(path))) as reader:
+                if reader.rows("SELECT 1 FROM segments") and not reader.rows("SELECT 1 FROM parts"):
+                    break
+            await running.start_worker()
+            last = await running.upsert(spec, batch(["again"], [[1, 2, 3, 4]]))
+            await running.applied(spec, last)
+        last = await running.delete(spec, ["v0"])
+    return path
+
+
+def verify(path) -> None:
+    with closing(StateReader(Reader(path))) as reader:
+        reader.verified_manifest()
+
+
+def change(path, sql) -> int:
+    with closing(connect(path, isolation_level=None)) as connection:
+        return connection.execute(sql).rowcount
+
+
+async def test_a_state_that_is_what_was_written_passes(state):
+    verify(state)
+
+
+@pytest.mark.parametrize("sql", AT_ONCE)
+async def test_what_a_manifest_is_made_of_is_compared_whenever_it_is_read(sql, state):
+    if not change(state, sql):
+        pytest.skip("no such row this time")
+
+    with closing(StateReader(Reader(state))) as reader, pytest.raises(StateDamaged):
+        reader.manifest()
+
+
+@pytest.mark.parametrize("sql", BY_THE_SCRUB)
+async def test_every_other_row_is_compared_before_anything_lasting_is_made_of_it(sql, state):
+    changed = change(state, sql)
+
+    assert changed or "removed > 0" in sql
+    if changed:
+        with pytest.raises(StateDamaged):
+            verify(state)
