@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import accumulate
 
 from storage.records import MetadataIndex, Sequence
 from storage.settings import MIB, Settings
@@ -21,11 +22,17 @@ IDLE_SEAL_BYTES = MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailFacts:
-    """The tail as it is: `bytes` of the bodies of its rows, dead ones included; `mutations` of every kind."""
+    """The tail as it is: mutations of every kind `through` a sequence, and of those with rows, in order, each with the
+    bytes of its body, dead rows included."""
 
     through: Sequence
-    bytes: int
     mutations: int
+    parts: Items[tuple[Sequence, int]]
+
+    @property
+    def bytes(self) -> int:
+        """Of all bodies."""
+        return sum(size for _, size in self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +84,7 @@ def due(
 ) -> Job | None:
     """The most urgent job, or None when the index is as it should be."""
     if _seal_is_due(tail, idle_ms, settings):
-        return Seal(tail.through)
+        return Seal(_piece(tail, len(segments), settings))
     for segment in segments:
         for index in metadata_indexes:
             if index.id not in segment.columns:
@@ -102,6 +109,20 @@ def _seal_is_due(tail: TailFacts, idle_ms: int, settings: Settings) -> bool:
     if tail.bytes >= settings.seal_bytes or tail.mutations >= settings.seal_mutations:
         return True
     return idle_ms >= settings.seal_idle_ms and tail.bytes > IDLE_SEAL_BYTES
+
+
+def _piece(tail: TailFacts, segments: int, settings: Settings) -> Sequence:
+    """How far to seal: what a bulk load left behind becomes about as many equal segments as an index has at rest.
+
+    Four graphs of 25,000 vectors take a third less time to build than one of 100,000, their first vectors leave the
+    tail in a quarter of it, and beside the small ones at the start of a load the last need not be large.
+    """
+    pieces = min(settings.segments_max - segments, tail.bytes // max(settings.seal_bytes, 1))
+    if pieces < 2:
+        return tail.through
+    ends = accumulate(size for _, size in tail.parts)
+    enough = tail.bytes / pieces
+    return next(sequence for (sequence, _), end in zip(tail.parts, ends, strict=True) if end >= enough)
 
 
 def _merge(segments: Items[SegmentFacts], idle_ms: int, settings: Settings) -> Merge | None:

@@ -177,9 +177,9 @@ class Tending:
         state = self.index.state()
         return TailFacts(
             through=state.applied,
-            bytes=self.index.tail_bytes(state.sealed_through),
             # Deletes have no rows to seal; they count all the same, for their bodies leave the log by being sealed.
             mutations=state.applied - state.sealed_through,
+            parts=self.index.tail_parts(state.sealed_through),
         )
 
     async def _segments(self) -> list[SegmentFacts]:

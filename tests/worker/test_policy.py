@@ -13,7 +13,13 @@ LETTER = MetadataIndex(id=3, property="letter", type=MetadataType.STRING)
 
 
 def tail(size=0, mutations=0):
-    return TailFacts(through=Sequence(9), bytes=size, mutations=mutations)
+    return TailFacts(through=Sequence(9), mutations=mutations, parts=[(Sequence(8), size)] if size else [])
+
+
+def bulk(*sizes):
+    """A tail of mutations 1, 2, ... with rows, and one more without."""
+    parts = [(Sequence(number + 1), size) for number, size in enumerate(sizes)]
+    return TailFacts(through=Sequence(len(sizes) + 1), mutations=len(sizes) + 1, parts=parts)
 
 
 def segment(name, rows, dead=0, columns=(), *, is_damaged=False):
@@ -74,6 +80,24 @@ def test_a_seal_comes_before_everything():
     due_now = due(tail(8 * MIB, 1), [segment("a", 10, 9)], [LETTER], idle_ms=0, settings=SETTINGS)
 
     assert due_now == Seal(Sequence(9))
+
+
+@pytest.mark.parametrize(
+    ("tail", "segments", "through"),
+    [
+        (bulk(*[MIB] * 40), [], 10),
+        (bulk(*[MIB] * 40), segments(5), 14),
+        (bulk(*[MIB] * 40), segments(5, 5, 5), 41),
+        (bulk(*[MIB] * 40), segments(5, 5, 5, 5, 5), 41),
+        (bulk(*[MIB] * 20), [], 10),
+        (bulk(*[MIB] * 15), [], 16),
+        (bulk(30 * MIB, 30 * MIB), [], 1),
+        (bulk(60 * MIB), [], 1),
+        (bulk(MIB, 60 * MIB), [], 2),
+    ],
+)
+def test_a_bulk_load_is_sealed_in_equal_pieces_while_there_is_room_for_more_segments(tail, segments, through):
+    assert due(tail, segments, [], idle_ms=0, settings=SETTINGS) == Seal(Sequence(through))
 
 
 def test_applying_waits_once_the_tail_reaches_its_bound():

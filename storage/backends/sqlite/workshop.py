@@ -252,6 +252,13 @@ class WorkIndex:
         )
         return int(size)
 
+    def tail_parts(self, sealed_through: Sequence) -> list[tuple[Sequence, int]]:
+        """The mutations of the tail that have rows, in order, each with the bytes of its body."""
+        rows = self._reader.state_reader.rows(
+            "SELECT sequence, bytes FROM parts WHERE sequence > ? ORDER BY sequence", (sealed_through,)
+        )
+        return [(Sequence(sequence), size) for sequence, size in rows]
+
     def segments(self) -> tuple[SegmentRow, ...]:
         """The segments of the manifest."""
         return self._reader.state_reader.manifest_segments()
