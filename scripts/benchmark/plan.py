@@ -38,7 +38,7 @@ class Plan:
     @property
     def growth_rows(self) -> tuple[int, ...]:
         """The sizes between which growth is measured."""
-        return self.sizes or ((500, 2_000) if self.short else (10_000, 100_000, 1_000_000))
+        return self.sizes or ((1_000,) if self.short else (10_000, 100_000, 1_000_000))
 
     @property
     def work(self) -> Path:

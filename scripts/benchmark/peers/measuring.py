@@ -29,15 +29,17 @@ class Plan:
     """How long to measure."""
 
     rounds: int = 3
-    round_s: float = 2.0
-    effort_s: float = 6.0
+    round_s: float = 1.0
+    effort_s: float = 3.0
     """For finding the recall of one effort."""
-    filter_s: float = 10.0
+    filter_s: float = 2.5
     """For one filter at one selectivity."""
-    raised_s: float = 2.0
+    raised_s: float = 1.0
     """A filter that took longer than this is not tried again with more effort."""
     filtered_queries: int = 200
-    writes: int = 100
+    writes: int = 60
+    missed_max: int = 3
+    """After so many writes that were not found in time, no more are made."""
     visible_s: float = 5.0
     """How long a write is looked for."""
     efforts_step: int = 1
@@ -258,6 +260,8 @@ class Measuring:
                     missed += 1
                     break
             took.append((time.perf_counter() - started) * 1000)
+            if missed > self._plan.missed_max:
+                break
         session.close()
         p50, p99 = (float(each) for each in np.percentile(took, (50, 99)))
         note = f"{missed} of {len(took)} were not found within {self._plan.visible_s:g} s" if missed else ""
