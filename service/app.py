@@ -5,12 +5,13 @@ from __future__ import annotations
 from aiohttp import web
 
 from service import health, metrics
+from service.audit import Audit
 from service.auth import check_token
 from service.bodies import BodyBudget
 from service.callers import CallerNames
 from service.dialects import DIALECTS
 from service.gate import Gate
-from service.keys import BODY_BUDGET, CALLER_NAMES, GATE, NEEDS, SETTINGS, STORE
+from service.keys import AUDIT, BODY_BUDGET, CALLER_NAMES, GATE, NEEDS, SETTINGS, STORE
 from service.middleware import answer_errors, refuse_encodings, watch
 from service.needs import OPEN, Need, Reach
 from service.npm import tarball
@@ -38,6 +39,8 @@ def create_app(store: Store, settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[BODY_BUDGET] = BodyBudget(settings.body_bytes_in_flight_max)
     app[CALLER_NAMES] = CallerNames()
+    app[AUDIT] = Audit(settings.audit_file)
+    app.on_cleanup.append(_close_audit)
     app[GATE] = Gate(store.tokens, settings.token)
     app[NEEDS] = NEEDS_OF_OWN_ROUTES | {
         handler: need for dialect in DIALECTS for handler, need in dialect.needs().items()
@@ -54,3 +57,7 @@ def create_app(store: Store, settings: Settings) -> web.Application:
     for dialect in DIALECTS:
         app.router.add_routes(dialect.routes())
     return app
+
+
+async def _close_audit(app: web.Application) -> None:
+    app[AUDIT].close()

@@ -12,7 +12,8 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from service.keys import GATE, NEEDS, REQUEST_ID, TOKEN
+from service.audit import Asked
+from service.keys import ASKED, AUDIT, GATE, NEEDS, REQUEST_ID, TOKEN
 from service.needs import ANY_TOKEN, FORGOTTEN, Reach, is_enough
 from storage.tokens import Scope, Standing, Token
 
@@ -25,25 +26,59 @@ log = structlog.get_logger()
 async def check_token(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let a request through whose token has what its route needs. Raises HTTPUnauthorized, HTTPForbidden."""
     match_info = request.match_info
-    need = request.app[NEEDS].get(match_info.handler)
+    app = request.app
+    need = app[NEEDS].get(match_info.handler)
     if need is None:
         # A path or method that is none of ours tells that to nobody without a token.
         need = FORGOTTEN if match_info.http_exception is None else ANY_TOKEN
-    if need.reach is not Reach.NOTHING:
-        standing, token = request.app[GATE].look(credential(request))
-        if standing is not Standing.VALID or token is None:
-            raise _unauthorized(request, standing, token)
-        account, index = match_info.get("account", ""), match_info.get("name", "")
-        if not is_enough(token, need, account=account, index=index):
-            raise _forbidden(request, token, need.scope)
-        request[TOKEN] = token
-    return await handler(request)
+    if need.reach is Reach.NOTHING:
+        return await handler(request)
+    standing, token = app[GATE].look(credential(request))
+    if standing is not Standing.VALID or token is None:
+        raise _unauthorized(request, standing, token)
+    request[TOKEN] = token
+    account, index = match_info.get("account", ""), match_info.get("name", "")
+    if not is_enough(token, need, account=account, index=index):
+        raise _forbidden(request, token, need.scope)
+    if need.scope >= Scope.WRITE:
+        request[ASKED] = Asked(token, need.scope, account, index)
+    elif need.reach is not Reach.TOKEN:
+        return await handler(request)
+    return await _audited(request, handler)
+
+
+async def _audited(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer, and write down what came of it if anything was to be changed."""
+    outcome = "cancelled"  # Stays only when the client went away or the process is stopping.
+    try:
+        response = await handler(request)
+    except Exception as error:
+        outcome = f"failed: {type(error).__name__}"
+        raise
+    else:
+        outcome = "done"
+        return response
+    finally:
+        asked = request.get(ASKED)
+        if asked is not None:
+            request.app[AUDIT].record(
+                asked,
+                request_id=request[REQUEST_ID],
+                method=request.method,
+                path=request.path,
+                address=request.remote or "",
+                outcome=outcome,
+            )
 
 
 def check_index(request: web.Request, scope: Scope, account: str, index: str) -> None:
     """For a handler whose index is not named in its path. Raises HTTPForbidden."""
     if not request[TOKEN].may(scope, account, index):
         raise _forbidden(request, request[TOKEN], scope)
+    if scope >= Scope.WRITE:
+        # In place where it is known already: a request and its copies share what they ask.
+        asked = request.setdefault(ASKED, Asked(request[TOKEN], scope, account, index))
+        asked.scope, asked.account, asked.index = scope, account, index
 
 
 def check_account(request: web.Request, scope: Scope, account: str) -> None:

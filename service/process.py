@@ -7,6 +7,7 @@ repeated.
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from aiohttp import web
 
 from service.app import create_app
 from service.connections import Runner
+from service.keys import AUDIT
+from service.tls import HANDSHAKE_TIMEOUT_S, Certificate
 from storage.open import open_store
 from storage.settings import Settings
 
@@ -44,11 +47,13 @@ async def _serve(
     ready: Callable[[], None],
     stop: asyncio.Event,
 ) -> None:
+    certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
+    _reload_on_hangup(app, certificate)
     runner = Runner(app, drain_s=settings.drain_timeout_ms / 1000)
     await runner.setup()
     try:
         for listener in sockets:
-            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+            await _Site(runner, listener, certificate).start()
         log.info("service.started", addresses=[str(listener.getsockname()) for listener in sockets])
         ready()
         await stop.wait()
@@ -56,3 +61,41 @@ async def _serve(
         # Stops listening at once, then gives requests under way the time they have to finish.
         await runner.cleanup()
         log.info("service.stopped")
+
+
+class _Site(web.BaseSite):
+    """A listening socket of the runner, with TLS or without."""
+
+    def __init__(self, runner: Runner, listener: socket.socket, certificate: Certificate | None) -> None:
+        super().__init__(runner, ssl_context=certificate.context if certificate else None, backlog=BACKLOG)
+        self._listener = listener
+
+    @property
+    def name(self) -> str:
+        """The address, for the runner's own messages."""
+        return str(self._listener.getsockname())
+
+    async def start(self) -> None:
+        """Accept connections. aiohttp's own site leaves a minute for the handshake of each."""
+        await super().start()
+        server = self._runner.server
+        assert server is not None
+        timeout_s = HANDSHAKE_TIMEOUT_S if self._ssl_context else None
+        self._server = await asyncio.get_running_loop().create_server(
+            server,
+            sock=self._listener,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=timeout_s,
+        )
+
+
+def _reload_on_hangup(app: web.Application, certificate: Certificate | None) -> None:
+    """Read again, on SIGHUP, what others may have changed beside us."""
+
+    def reload() -> None:
+        app[AUDIT].reopen()
+        if certificate is not None:
+            certificate.reload()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)

@@ -22,15 +22,21 @@ class Settings:
     data: Path = Path("headrace-data")
     """The data folder: databases and segments."""
     host: str = "127.0.0.1"
-    """The address to listen on. One that is not loopback needs `token` or `insecure`."""
+    """The address to listen on. One that is not loopback needs a token or `insecure`."""
     port: int = 8787
     """The port to listen on; 0 takes a free one."""
     processes: int = 1
     """How many service processes share the port."""
     token: str = ""
-    """The API token that every request must carry; empty lets everybody in."""
+    """A token that may do everything. Without one, and before `headrace token create`, everybody may."""
     insecure: bool = False
     """Listen beyond loopback without a token."""
+    tls_certificate: str = ""
+    """The PEM file of the certificate and those that vouch for it; empty: plain HTTP. Read again on SIGHUP."""
+    tls_key: str = ""
+    """The PEM file of its key, without a password; empty: in the file of the certificate."""
+    audit_file: str = ""
+    """The file for the audit of writes and administration; empty: the log. Opened again on SIGHUP."""
     create_indexes: str = ""
     """Indexes to make at start: `name:dimensions:metric` or `name:preset`, separated by commas."""
     binding_creates_indexes: bool = False

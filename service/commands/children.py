@@ -96,6 +96,10 @@ class Child:
         """Ask the child to finish what it is doing and go."""
         self._send(signal.SIGTERM)
 
+    def reload(self) -> None:
+        """Ask the child to look at its certificate and audit file again."""
+        self._send(signal.SIGHUP)
+
     def kill(self) -> None:
         """End the child now."""
         self._send(signal.SIGKILL)

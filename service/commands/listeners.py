@@ -11,7 +11,7 @@ import errno
 import ipaddress
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.commands.failure import EXIT_PORT_TAKEN, EXIT_USAGE, CommandFailed
 from storage.settings import Settings
@@ -26,6 +26,7 @@ class Address:
     family: socket.AddressFamily
     host: str
     port: int
+    is_secure: bool = False
 
     @property
     def is_loopback(self) -> bool:
@@ -37,7 +38,8 @@ class Address:
         host = self.host
         if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
             host = "127.0.0.1" if self.family == socket.AF_INET else "::1"
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "https" if self.is_secure else "http"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
 
 def resolve_address(settings: Settings, *, is_locked: bool = False) -> Address:
@@ -56,7 +58,8 @@ def resolve_address(settings: Settings, *, is_locked: bool = False) -> Address:
         ) from error
     # Of a name with both kinds of address, the first kind: clients that are given 127.0.0.1 must find us.
     family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
-    address = Address(family=family, host=str(where[0]), port=settings.port)
+    is_secure = bool(settings.tls_certificate)
+    address = Address(family=family, host=str(where[0]), port=settings.port, is_secure=is_secure)
     if not address.is_loopback and not (settings.token or is_locked or settings.insecure):
         raise CommandFailed(
             f"refusing to listen on {host} without a token: everybody who reaches this machine could "
@@ -73,7 +76,7 @@ def bind(address: Address, count: int) -> tuple[Address, tuple[socket.socket, ..
         first = _listener(address, shared=False)
     except OSError as error:
         raise _refusal(address, error) from error
-    real = Address(family=address.family, host=address.host, port=first.getsockname()[1])
+    real = replace(address, port=first.getsockname()[1])
     if count == 1:
         return real, (first,)
     # A socket that shares its port can be bound beside any other of this user that shares it: a second server

@@ -30,12 +30,16 @@ class Api:
     Every call raises ApiRefused for an error answer and CommandFailed when the server cannot be reached.
     """
 
-    def __init__(self, url: str, account: str, token: str) -> None:
+    def __init__(self, url: str, account: str, token: str, *, fingerprint: bytes = b"") -> None:
+        """With `fingerprint`, the server is known by the SHA-256 of its certificate and by nothing else."""
         self._base = f"{url}/client/v4/accounts/{account}/vectorize/v2/indexes"
+        self._ssl = aiohttp.Fingerprint(fingerprint) if fingerprint else True
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=aiohttp.ClientTimeout(total=120))
+        connector = aiohttp.TCPConnector(ssl=self._ssl)
+        timeout = aiohttp.ClientTimeout(total=120)
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout, connector=connector)
         return self
 
     async def __aexit__(

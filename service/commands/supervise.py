@@ -84,6 +84,12 @@ class Supervisor:
         for task in everyone:
             task.result()
 
+    def reload(self) -> None:
+        """Ask the services to read again what they read from files beside the data."""
+        for one in self._all():
+            if one.plan.listener is not None and one.child is not None:
+                one.child.reload()
+
     async def _all_ready(self) -> None:
         for one in self._all():
             await one.was_ready.wait()

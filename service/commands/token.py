@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 import orjson
 
+from service.audit import Audit
 from service.commands.failure import EXIT_USAGE, CommandFailed
 from storage.access import has_catalogue, open_tokens
 from storage.backends.sqlite.tokens import TOKENS_MAX, TokenEditor
@@ -61,6 +62,7 @@ def create(settings: Settings, *, name: str, grants: Sequence[str], expires: str
         if not await editor.add(made.token):
             raise CommandFailed(f"there are {TOKENS_MAX} tokens already; revoked ones make room after 90 days")
         first = "; it is the first, so from now on every request needs one" if is_first else ""
+        _audit(settings, made.token, "created")
         _show(made, f"token {made.token.id} may {_allowed(made.token)}, {_until(made.token)}{first}")
         return 0
 
@@ -103,6 +105,7 @@ def rotate(settings: Settings, *, id: str, overlap: str, expires: str) -> int:
         token = await editor.change(_id(id), decide)
         if token is None:
             raise _no_such(id)
+        _audit(settings, token, "rotated")
         old = f"works for {overlap} more" if overlap_ms else "stops within half a second"
         _show(Made(text=text, token=token), f"token {token.id} has a new secret, {_until(token)}; the old one {old}")
         return 0
@@ -118,6 +121,7 @@ def revoke(settings: Settings, *, ids: Sequence[str]) -> int:
             token = await editor.change(_id(id), lambda one: replace(one, revoked_ms=one.revoked_ms or now_ms))
             if token is None:
                 raise _no_such(id)
+            _audit(settings, token, "revoked")
             sys.stderr.write(f"token {token.id} ({token.name}) opens nothing more, at the latest in half a second\n")
         return 0
 
@@ -171,6 +175,16 @@ def _run(settings: Settings, work: Work, *, makes_folder: bool = False) -> int:
         return asyncio.run(opened())
     except StorageError as error:
         raise CommandFailed(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(f"{error.filename or settings.data} cannot be used: {error.strerror}") from error
+
+
+def _audit(settings: Settings, token: Token, change: str) -> None:
+    """Write a change that was made into the file of the audit; without one, the terminal has seen it."""
+    if settings.audit_file:
+        audit = Audit(settings.audit_file)
+        audit.record_token(token, change=change, grants=_allowed(token))
+        audit.close()
 
 
 def _grants(texts: Sequence[str]) -> tuple[Grant, ...]:

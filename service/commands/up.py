@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from service.audit import Audit
 from service.commands.children import ChildPlan
 from service.commands.failure import CommandFailed
 from service.commands.listeners import Address, bind, resolve_address
@@ -21,6 +22,7 @@ from service.commands.rest import DUPLICATE_NAME, Api, ApiRefused
 from service.commands.supervise import Supervisor
 from service.commands.token import make
 from service.commands.welcome import ACCOUNT, welcome, worker_welcome
+from service.tls import Certificate, CertificateInvalid, fingerprint
 from storage.access import is_locked, open_tokens
 from storage.errors import StorageError
 from storage.logs import configure_logs
@@ -63,6 +65,10 @@ async def _until_stopped(settings: Settings, crew: Crew, *, teach: bool) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    reload = asyncio.Event()
+    if settings.tls_certificate or settings.audit_file:
+        # Only where there is something to read again: without, a terminal that is closed ends us by this signal.
+        loop.add_signal_handler(signal.SIGHUP, reload.set)
 
     def announce(address: Address | None) -> None:
         if address is None:
@@ -73,15 +79,20 @@ async def _until_stopped(settings: Settings, crew: Crew, *, teach: bool) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    await run_until(settings, crew, stop=stop, ready=announce)
+    await run_until(settings, crew, stop=stop, reload=reload, ready=announce)
     log.info("supervisor.stopped")
     return 0
 
 
 async def run_until(
-    settings: Settings, crew: Crew, *, stop: asyncio.Event, ready: Callable[[Address | None], None]
+    settings: Settings,
+    crew: Crew,
+    *,
+    stop: asyncio.Event,
+    ready: Callable[[Address | None], None],
+    reload: asyncio.Event | None = None,
 ) -> None:
-    """Run the children until `stop` is set. Raises CommandFailed.
+    """Run the children until `stop` is set, and let them read files again when `reload` is. Raises CommandFailed.
 
     `ready` is called once, with where the services listen (None without any), when every child is ready and
     the wanted indexes are made.
@@ -91,6 +102,7 @@ async def run_until(
     supervisor = Supervisor(_plans(crew, listeners), settings, metrics)
     settled = asyncio.Event()
     running = asyncio.create_task(supervisor.run(ready=settled.set, stop=stop))
+    reloading = asyncio.create_task(_reload(supervisor, reload or asyncio.Event()))
     preparing = asyncio.create_task(_announce(settings, address, settled, ready))
     try:
         await asyncio.wait([running, preparing], return_when=asyncio.FIRST_COMPLETED)
@@ -100,10 +112,17 @@ async def run_until(
     finally:
         stop.set()
         preparing.cancel()
-        await asyncio.wait([running, preparing])
+        reloading.cancel()
+        await asyncio.wait([running, preparing, reloading])
         for listener in listeners:
             listener.close()
         leave(settings.data)
+
+
+async def _reload(supervisor: Supervisor, asked: asyncio.Event) -> None:
+    while await asked.wait():
+        asked.clear()
+        supervisor.reload()
 
 
 async def _announce(
@@ -116,7 +135,8 @@ async def _announce(
     wanted = wanted_indexes(settings.create_indexes)
     if address is not None and wanted:
         async with _own_token(settings) as token:
-            await create_indexes(address.url(), token, wanted)
+            own = fingerprint(settings.tls_certificate) if settings.tls_certificate else b""
+            await create_indexes(address.url(), token, wanted, fingerprint=own)
     ready(address)
 
 
@@ -138,11 +158,11 @@ async def _own_token(settings: Settings) -> AsyncIterator[str]:
         await editor.close()
 
 
-async def create_indexes(url: str, token: str, wanted: Sequence[WantedIndex]) -> None:
+async def create_indexes(url: str, token: str, wanted: Sequence[WantedIndex], *, fingerprint: bytes = b"") -> None:
     """Make the indexes that are not there yet. One that exists is left as it is, whatever it is."""
     if not wanted:
         return
-    async with Api(url, ACCOUNT, token) as api:
+    async with Api(url, ACCOUNT, token, fingerprint=fingerprint) as api:
         for one in wanted:
             config = {"preset": one.preset} if one.preset else {"dimensions": one.dimensions, "metric": one.metric}
             try:
@@ -159,6 +179,7 @@ def _prepare(settings: Settings) -> Path:
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         metrics = metrics_folder(settings.data)
         clear_stale_metrics(metrics)
+        _check_files(settings)
     except RuntimeFolderInvalid as error:
         raise CommandFailed(str(error)) from error
     except OSError as error:
@@ -166,6 +187,20 @@ def _prepare(settings: Settings) -> Path:
             f"the data folder {settings.data} cannot be used ({error.strerror}); choose another with --data"
         ) from error
     return metrics
+
+
+def _check_files(settings: Settings) -> None:
+    """Say at the start, and here, what would otherwise keep every service from starting."""
+    try:
+        if settings.tls_certificate:
+            Certificate(settings.tls_certificate, settings.tls_key)
+        Audit(settings.audit_file).close()
+    except CertificateInvalid as error:
+        raise CommandFailed(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(f"the audit file {settings.audit_file} cannot be written ({error.strerror})") from error
+    if settings.tls_key and not settings.tls_certificate:
+        raise CommandFailed("tls_key is set and tls_certificate is not; set both, or neither")
 
 
 def _listen(settings: Settings) -> tuple[Address, tuple[socket.socket, ...]]:

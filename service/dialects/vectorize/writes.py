@@ -15,7 +15,7 @@ from service.callers import caller_hash
 from service.dialects.vectorize.envelope import Message, success
 from service.dialects.vectorize.errors import Code
 from service.dialects.vectorize.parameters import flag_parameter, idempotency_key, timeout_s
-from service.keys import SETTINGS, STORE
+from service.keys import ASKED, SETTINGS, STORE
 from storage.records import Appended, Change, IndexSpec, MutationState
 from storage.telemetry import MUTATIONS
 
@@ -54,6 +54,7 @@ async def append(
     store, limits = request.app[STORE], request.app[SETTINGS].limits
     change = replace(change, caller=options.caller, idempotency_key=options.key)
     appended = await store.append(spec, change, limits)
+    request[ASKED].mutation = appended.id
     if not appended.replayed:
         MUTATIONS.labels(change.action).inc()
     if options.wait_s >= 0:

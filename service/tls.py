@@ -1,0 +1,72 @@
+"""TLS in the service process: the certificate, and another one without a restart."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import ssl
+from pathlib import Path
+
+import structlog
+
+PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+HANDSHAKE_TIMEOUT_S = 10
+"""How long a client may take to shake hands."""
+
+log = structlog.get_logger()
+
+
+class CertificateInvalid(Exception):
+    """A certificate or key that cannot be used; the message says which file and why."""
+
+
+class Certificate:
+    """A certificate with its key, as new connections are shown it."""
+
+    def __init__(self, certificate: str, key: str) -> None:
+        """Read the files. Without `key` it is in the file of the certificate. Raises CertificateInvalid."""
+        self._certificate = certificate
+        self._key = key
+        self.context = self._read()
+
+    def reload(self) -> bool:
+        """Show new connections what the files have now. Files that do not fit change nothing, and are logged."""
+        try:
+            # Into a context of its own first: what cannot be used must not replace what can.
+            self._read()
+            self.context.load_cert_chain(self._certificate, self._key or None, password=_no_password)
+        except (CertificateInvalid, OSError) as error:
+            log.error("certificate.rejected", reason=str(error))
+            return False
+        log.info("certificate.loaded", file=self._certificate)
+        return True
+
+    def _read(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(self._certificate, self._key or None, password=_no_password)
+        except (OSError, ValueError) as error:
+            both = f"{self._certificate} and {self._key}" if self._key else self._certificate
+            raise CertificateInvalid(f"{both} cannot be used as certificate and key: {_reason(error)}") from error
+        return context
+
+
+def fingerprint(certificate: str) -> bytes:
+    """The SHA-256 of the first certificate of a file: by it, our own commands know our own server."""
+    found = PEM.search(Path(certificate).read_text(encoding="ascii", errors="replace"))
+    if found is None:
+        raise CertificateInvalid(f"{certificate} has no certificate in PEM form")
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0])).digest()
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "not PEM, or not a pair"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL would ask at the terminal.
+    raise ValueError("the key has a password, and nobody is there to type it; store it without one")
