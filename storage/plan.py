@@ -22,7 +22,9 @@ unit took 2.2 us at 100 dimensions and 4 us at 768, beside scans at 20 GB/s and 
 LIST_MAX = 16_384
 """The longest list that a graph is asked for; what needs more is scanned."""
 WIDENINGS_MAX = 2
-"""How often a list that came back too short is doubled before the part is scanned."""
+"""How often a list that came back too short is made longer before the part is scanned."""
+WIDER_MAX = 4
+"""How many times as long it becomes at most: the fewer of it match, the less they say of how far to look."""
 
 
 class PlanKind(StrEnum):
@@ -66,12 +68,30 @@ def choose(*, rows: int, matching: int, count: int, dimensions: int, recall: flo
     return _unless_a_scan_is_cheaper(plan, rows=rows, matching=matching, dimensions=dimensions)
 
 
-def widen(plan: Plan, *, rows: int, matching: int, dimensions: int) -> Plan:
-    """The next attempt after a graph gave too few matching rows: twice the list, at last the scan."""
+def enough(count: int, *, rows: int, matching: int) -> int:
+    """How many rows of a list must match, when `count` are wanted, for the walk to have looked far enough.
+
+    Where every row matches, or as often near the query as elsewhere, a list has about `candidate_count` of them. A
+    filter that shuns the surroundings of the query leaves fewer, and then the walk ended before it reached the best:
+    among those that it did find, it may well have been enough for an answer, but not for the recall asked for.
+    """
+    if matching == rows:
+        return min(count, matching)
+    # A list that matches by chance seldom has so few: it is two standard deviations where a tenth of all matches.
+    return min(matching, max(count, candidate_count(count) * 5 // 6))
+
+
+def widen(plan: Plan, *, rows: int, matching: int, dimensions: int, found: int = 0, count: int = 0) -> Plan:
+    """The next attempt after only `found` rows of a list matched: a longer list, at last the scan.
+
+    It is as much longer as it takes for half as many again to match as in a list of rows that match by chance, when
+    `count` are wanted: what a filter shuns is lost unevenly. At least twice, at most `WIDER_MAX` times.
+    """
     assert plan.kind is PlanKind.GRAPH
     if plan.widenings == WIDENINGS_MAX:
         return EXACT
-    wider = replace(plan, count=2 * plan.count, expansion=2 * plan.expansion, widenings=plan.widenings + 1)
+    times = min(WIDER_MAX, max(2, -(-3 * candidate_count(count) // (2 * found)))) if found else WIDER_MAX
+    wider = replace(plan, count=times * plan.count, expansion=times * plan.expansion, widenings=plan.widenings + 1)
     return _unless_a_scan_is_cheaper(wider, rows=rows, matching=matching, dimensions=dimensions)
 
 

@@ -222,26 +222,39 @@ def _prepare_part(live_part: LivePart, mask: Mask, query: Query) -> PreparedPart
 
 def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tuple[Plan, Rows, Scores]:
     """Rows among which are the best of the part, their exact scores, and the plan that found them."""
-    part = prepared.live_part.part
+    part, matching = prepared.live_part.part, prepared.matching
     plan, rows, scores = prepared.plan, _NO_ROWS, _NO_SCORES
+    enough = planning.enough(query.wanted, rows=part.rows, matching=matching)
     while plan.kind is PlanKind.GRAPH:
-        rows, scores = _graph_rows(question, prepared, query, plan)
-        if len(rows) >= min(query.wanted, prepared.matching):
+        proposed = _proposed(prepared, query, plan)
+        if len(proposed) >= enough:
+            rows, scores = _with_side(question, prepared, query, proposed)
             break
-        plan = planning.widen(plan, rows=part.rows, matching=prepared.matching, dimensions=len(query.vector))
+        plan = planning.widen(
+            plan,
+            rows=part.rows,
+            matching=matching,
+            dimensions=len(query.vector),
+            found=len(proposed),
+            count=query.wanted,
+        )
     if plan.kind is PlanKind.EXACT:
         rows = flat.candidates(question, part.vectors, part.norms, mask=prepared.mask, count=query.wanted)
         scores = question.scores(part.vectors, rows, part.norms)
     return plan, rows, scores
 
 
-def _graph_rows(question: Question, prepared: PreparedPart, query: Query, plan: Plan) -> tuple[Rows, Scores]:
-    """The matching rows that the graph finds, and those it is known not to find that are as good."""
+def _proposed(prepared: PreparedPart, query: Query, plan: Plan) -> Rows:
+    """The matching rows that the graph finds."""
     part = prepared.live_part.part
     assert part.graph is not None
     rows = part.graph.search(query.vector, count=plan.count, expansion=plan.expansion)
-    if prepared.matching < part.rows:
-        rows = rows[prepared.mask[rows]]
+    return rows[prepared.mask[rows]] if prepared.matching < part.rows else rows
+
+
+def _with_side(question: Question, prepared: PreparedPart, query: Query, rows: Rows) -> tuple[Rows, Scores]:
+    """What the graph proposed, and the rows it is known not to find that are as good, with their scores."""
+    part = prepared.live_part.part
     scores = question.scores(part.vectors, rows, part.norms)
     side = part.side
     if not len(side.rows):

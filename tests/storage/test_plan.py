@@ -14,6 +14,7 @@ from storage.plan import (
     Plan,
     PlanKind,
     choose,
+    enough,
     widen,
     work_bytes,
 )
@@ -71,14 +72,37 @@ def test_an_expansion_is_never_shorter_than_the_list() -> None:
     assert chosen.expansion == chosen.count == 200
 
 
-def test_a_list_that_was_too_short_is_doubled_and_then_given_up_for_the_scan() -> None:
+def test_a_list_that_was_too_short_is_made_longer_and_then_given_up_for_the_scan() -> None:
     attempts = [plan()]
     while attempts[-1].kind is PlanKind.GRAPH:
         attempts.append(widen(attempts[-1], rows=100_000, matching=100_000, dimensions=768))
 
     assert len(attempts) == 2 + WIDENINGS_MAX
-    assert [attempt.count for attempt in attempts] == [30, 60, 120, 0]
+    assert [attempt.count for attempt in attempts] == [30, 120, 480, 0]
     assert attempts[-1] == EXACT
+
+
+@pytest.mark.parametrize(("found", "times"), [(0, 4), (1, 4), (11, 4), (15, 3), (18, 3), (23, 2), (24, 2), (29, 2)])
+def test_a_list_is_made_longer_by_how_little_of_it_matched(found: int, times: int) -> None:
+    first = plan(matching=50_000)
+
+    wider = widen(first, rows=100_000, matching=50_000, dimensions=768, found=found, count=10)
+
+    assert (wider.count, wider.expansion) == (times * first.count, times * first.expansion)
+
+
+@pytest.mark.parametrize(
+    ("rows", "matching", "count", "found"),
+    [
+        pytest.param(100_000, 100_000, 10, 10, id="every row matches"),
+        pytest.param(100_000, 50_000, 10, 25, id="nearly as many as by chance"),
+        pytest.param(100_000, 50_000, 100, 166, id="and where many are wanted"),
+        pytest.param(100_000, 20, 10, 20, id="all there are"),
+        pytest.param(5, 5, 10, 5, id="and fewer than are wanted"),
+    ],
+)
+def test_how_many_rows_of_a_list_must_match(rows: int, matching: int, count: int, found: int) -> None:
+    assert enough(count, rows=rows, matching=matching) == found
 
 
 def test_a_wider_list_that_costs_more_than_the_scan_is_not_tried() -> None:

@@ -98,11 +98,11 @@ def test_a_graph_that_finds_only_dead_rows_is_given_up_for_the_scan() -> None:
     # when
     found = search(snapshot, query)
 
-    # then the list was doubled twice before
+    # then the list was made four times as long twice before
     assert [(hit.id, hit.score) for hit in found.hits] == brute_force(Metric.EUCLIDEAN, rows, query)
     assert [part.plan for part in found.explanations] == [PlanKind.EXACT]
     first = graph.asked[0][0]
-    assert [count for count, _ in graph.asked] == [first, 2 * first, 4 * first]
+    assert [count for count, _ in graph.asked] == [first, 4 * first, 16 * first]
 
 
 @pytest.mark.usefixtures("dear_scans")
@@ -114,6 +114,28 @@ def test_a_graph_that_comes_back_with_too_few_is_asked_for_more() -> None:
     dead = set(order[:45])
     rows = [Row(row.id, row.values, live=number not in dead) for number, row in enumerate(rows)]
     graph = ListedGraph(order)
+    snapshot = snapshot_of(Metric.EUCLIDEAN, [rows], dimensions=4, graph=lambda _: graph)
+
+    # when
+    found = search(snapshot, query)
+
+    # then
+    assert [(hit.id, hit.score) for hit in found.hits] == brute_force(Metric.EUCLIDEAN, rows, query)
+    assert [part.plan for part in found.explanations] == [PlanKind.GRAPH]
+    assert len(graph.asked) == 2
+
+
+@pytest.mark.usefixtures("dear_scans")
+def test_a_filter_that_shuns_the_query_is_looked_for_further_away() -> None:
+    # given a namespace of half the rows, few of them near the query, and a graph that knows them out of order
+    rows = random_rows(2_000, 4, seed=1)
+    query = query_of([0, 0, 0, 0], 10, namespace="far", recall=0.9)
+    order = nearest_first(rows, query)
+    far = {*order[:60:5], *order[80:]}
+    rows = [Row(row.id, row.values, "far" if number in far else "") for number, row in enumerate(rows)]
+    # The fifth nearest of the namespace is beyond the first list, of which only six match.
+    late = order[20]
+    graph = ListedGraph([number for number in order[:100] if number != late] + [late] + order[100:])
     snapshot = snapshot_of(Metric.EUCLIDEAN, [rows], dimensions=4, graph=lambda _: graph)
 
     # when
