@@ -61,7 +61,18 @@ function split(options, version) {
   return { ours, oursOnly: of(ours), rest: of(entries.filter((one) => one.remote)), entries };
 }
 
-function patch(miniflare, options, { version = "", tell = () => {} } = {}) {
+// Where miniflare itself refuses bindings that are not remote, its wrangler leaves them out before we could see them.
+async function isTooOld(plugin, getBindings) {
+  if (plugin.options === undefined) return false;
+  try {
+    await getBindings.call(plugin, { vectorize: { PROBE: { index_name: "probe" } } });
+    return false;
+  } catch {
+    return true;
+  }
+}
+
+function patch(miniflare, options, { version = "", tell = () => {}, warn = () => {} } = {}) {
   const plugin = miniflare?.PLUGINS?.vectorize;
   if (typeof plugin?.getBindings !== "function" || typeof plugin.getServices !== "function") {
     throw new InternalsChanged("it has no plugin called vectorize", version);
@@ -69,6 +80,13 @@ function patch(miniflare, options, { version = "", tell = () => {} } = {}) {
   if (plugin[PATCHED]) return;
   plugin[PATCHED] = true;
   const { getBindings, getServices } = plugin;
+  isTooOld(plugin, getBindings).then((old) => {
+    if (!old) return;
+    warn(
+      `miniflare ${version} knows no local Vectorize bindings, and its wrangler drops them: ` +
+        "use wrangler 4.100 or newer, or name the plugin in the Worker's configuration (see the package's README)",
+    );
+  });
 
   plugin.getBindings = async function (workerOptions, ...rest) {
     const parts = split(workerOptions, version);

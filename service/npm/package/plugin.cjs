@@ -62,4 +62,5 @@ const plugin = {
   },
 };
 
-module.exports = { plugins: { [PLUGIN_NAME]: plugin } };
+// In this form `import()` sees the name without running us.
+exports.plugins = { [PLUGIN_NAME]: plugin };

@@ -34,7 +34,8 @@ function apply(exported, file) {
     if (!told.has(line)) process.stderr.write(`${line}\n`);
     told.add(line);
   };
-  patch(exported, options, { version: versionOf(file), tell });
+  const version = versionOf(file);
+  patch(exported, options, { version, tell, warn: (text) => process.stderr.write(`headrace: ${text}\n`) });
 }
 
 function register() {

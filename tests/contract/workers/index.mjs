@@ -1,0 +1,1 @@
+export { Vectorize as default } from "headrace/worker";
