@@ -105,6 +105,10 @@ class Settings:
     """How long what a publish replaced stays for readers of the older manifest."""
     sweep_ms: int = 5_000
     """How often a worker looks at every index, whether or not it was rung for."""
+    scrub_interval_ms: int = 3_600_000
+    """How often everything of an index is read again and compared with what was written; 0 never."""
+    scrub_bytes_per_second: int = 64 * MIB
+    """How fast a scrub reads; 0 as fast as it can."""
     log_retain_ms: int = 0
     """How long log bodies stay after they are sealed."""
     mutation_retain_ms: int = 7 * 24 * 3_600_000

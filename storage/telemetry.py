@@ -25,4 +25,6 @@ WRITE_TO_VISIBLE = Histogram(
     buckets=SECONDS_BUCKETS,
 )
 SEALS = Counter("headrace_seals_total", "Tails that became a segment.")
+SCRUBS = Counter("headrace_scrubs_total", "Indexes that were read again from end to end.")
+SCRUB_FINDINGS = Counter("headrace_scrub_findings_total", "What scrubs found damaged.", ("part",))
 MERGES = Counter("headrace_merges_total", "Merges of segments into one.")

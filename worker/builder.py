@@ -9,6 +9,8 @@ import threading
 import numpy as np
 
 from storage.backends.sqlite.building import BuildSource
+from storage.backends.sqlite.folder import IndexFolder
+from storage.backends.sqlite.inspection import inspect_index
 from storage.records import Sequence
 from storage.segment.read import OpenSegment
 from storage.segment.source import merge_source
@@ -16,6 +18,7 @@ from storage.segment.write import SegmentOptions, write_column, write_segment
 from storage.snapshot import Mask, Part
 from worker.jobs import BuildAnswer, BuildJob
 
+FINDINGS_MAX = 100
 NICENESS = 5
 """Queries and applying come first on a machine that is short of cores."""
 
@@ -38,7 +41,7 @@ def _end_with_worker() -> None:
 
 
 def _do(job: BuildJob) -> BuildAnswer:
-    source = BuildSource(job.folder, job.config)
+    source = BuildSource(job.folder, job.config)  # Reads nothing yet.
     match job.kind:
         case "seal":
             return _seal(job, source)
@@ -51,6 +54,9 @@ def _do(job: BuildJob) -> BuildAnswer:
             for name in {row.name for row in source.manifest.segments}.intersection(job.inputs):
                 source.segment(name)
             return BuildAnswer()
+        case "scrub":
+            found = inspect_index(IndexFolder(job.folder), bytes_per_second=job.bytes_per_second)
+            return BuildAnswer(findings=tuple(finding.shortened() for finding in found[:FINDINGS_MAX]))
         case _:
             raise AssertionError(f"no such job: {job.kind}")
 

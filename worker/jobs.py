@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from storage.backends.sqlite.inspection import Finding, Part
 from storage.records import IndexConfig, IndexId, MetadataIndex, MetadataType, Metric, Sequence
 from storage.segment.format import SegmentInfo
 
@@ -28,10 +29,11 @@ class BuildFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildJob:
-    """What the builder is told. `kind` is seal, merge, backfill or verify.
+    """What the builder is told. `kind` is seal, merge, backfill, verify or scrub.
 
     A seal reads the tail up to `through`; a merge reads `inputs`; a backfill writes `metadata_index` for the one
-    segment in `inputs`; a verify re-reads the segments in `inputs` and compares every checksum.
+    segment in `inputs`; a verify re-reads the segments in `inputs` and compares every checksum; a scrub reads all of
+    the index, no faster than `bytes_per_second` (0: as fast as it can).
     """
 
     kind: str
@@ -44,6 +46,7 @@ class BuildJob:
     metadata_index: MetadataIndex | None = None
     graph_rows_min: int
     threads: int
+    bytes_per_second: int = 0
 
     def to_text(self) -> bytes:
         """The job as the builder reads it."""
@@ -72,6 +75,7 @@ class BuildAnswer:
     segment: SegmentInfo | None = None
     column_file: str = ""
     column_checksum: str = ""
+    findings: tuple[Finding, ...] = ()
 
     def to_text(self) -> bytes:
         """The answer as the worker reads it."""
@@ -82,7 +86,11 @@ class BuildAnswer:
         """Read an answer back."""
         fields = orjson.loads(text)
         segment = fields["segment"]
-        return cls(**fields | {"segment": SegmentInfo(**segment) if segment is not None else None})
+        findings = tuple(
+            Finding(Part(one["part"]), one["message"], tuple(one["sequences"]), one["segment"])
+            for one in fields["findings"]
+        )
+        return cls(**fields | {"segment": segment and SegmentInfo(**segment), "findings": findings})
 
 
 async def run_builder(job: BuildJob) -> BuildAnswer:

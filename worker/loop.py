@@ -16,9 +16,10 @@ from collections.abc import Mapping
 import structlog
 
 from storage.backends.sqlite.driver import DatabaseError
+from storage.backends.sqlite.state import LeaseLost
 from storage.backends.sqlite.workshop import Workshop
 from storage.doorbell import Doorbell, Side
-from storage.errors import Damaged, Unavailable
+from storage.errors import Damaged, LogDamaged, Unavailable
 from storage.records import IndexId, Sequence
 from storage.runtime import runtime_folder
 from storage.settings import Settings
@@ -62,6 +63,7 @@ class Loop:
         self._rung: set[IndexId] = set()
         self._applied: dict[IndexId, Sequence] = {}
         self._visit_not_before: dict[IndexId, float] = {}
+        self._scrubbed_at: dict[IndexId, float] = {}
         self._halted: set[IndexId] = set()
         self._gone: set[IndexId] = set()
         self._visited = 0
@@ -126,6 +128,7 @@ class Loop:
                 # Going on could make damage durable: the index stands still until somebody looks at it.
                 log.critical("index.halted", index=id, reason=str(error))
                 self._halted.add(id)
+                await self._refuse_writes(id, error)
                 await self._let_go(id)
             except Exception:
                 log.exception("index.failed", index=id)
@@ -150,6 +153,7 @@ class Loop:
                 self._builders,
                 published=lambda: self._bell.ring(id),
                 wanted=lambda: self._give_turn(id),
+                scrubbed_at=self._scrubbed_at,
             )
         is_ours = await tending.turn()
         self._applied[id] = tending.index.state().applied
@@ -183,6 +187,25 @@ class Loop:
             self._visit_not_before[id] = time.monotonic() + VISIT_AGAIN_S if tending.is_at_rest else 0.0
             with contextlib.suppress(Unavailable, Damaged, DatabaseError):
                 await tending.close()
+
+    async def _refuse_writes(self, id: IndexId, error: Damaged) -> None:
+        """A log that cannot be applied must not be appended to, or more is acknowledged that may never be applied."""
+        tending = self._tended.get(id)
+        if isinstance(error, LogDamaged) and tending is not None and tending.index.epoch:
+            with contextlib.suppress(Unavailable, Damaged, LeaseLost):
+                await tending.index.note_log_damage(str(error))
+
+    async def scrub_now(self, id: IndexId) -> None:
+        """Read all of an index again and see to what is found, whenever it was done last."""
+        tending = self._tended.get(id)
+        if tending is not None:
+            await tending.scrubber.read()
+            await self._turn_now(id)
+
+    async def _turn_now(self, id: IndexId) -> None:
+        self._give_turn(id)
+        while id in self._running:
+            await asyncio.gather(self._running[id], return_exceptions=True)
 
     async def _beat(self) -> None:
         while True:

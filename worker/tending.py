@@ -10,14 +10,14 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import structlog
 
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, ManifestMoved
 from storage.backends.sqlite.workshop import WorkIndex, segment_name
 from storage.errors import StorageError
-from storage.records import MetadataIndex, Sequence
+from storage.records import IndexId, MetadataIndex, Sequence
 from storage.segment.read import OpenSegment
 from storage.settings import Settings
 from storage.telemetry import MERGES, SEALS
@@ -26,6 +26,7 @@ from worker.collect import Collector
 from worker.jobs import BuildAnswer, BuildFailed, BuildJob, run_builder
 from worker.lease import Registration
 from worker.policy import Backfill, Job, Merge, Seal, SegmentFacts, TailFacts, due, due_after_ms, tail_is_over
+from worker.scrub import Scrubber
 
 log = structlog.get_logger()
 
@@ -47,6 +48,7 @@ class Tending:
         builders: asyncio.Semaphore,
         published: Callable[[], None],
         wanted: Callable[[], None] = lambda: None,
+        scrubbed_at: MutableMapping[IndexId, float] | None = None,
     ) -> None:
         """`published` is called when something became visible, `wanted` when a build's end calls for a turn."""
         self.index = index
@@ -56,6 +58,7 @@ class Tending:
         self._published = published
         self._wanted = wanted
         self._collector = Collector(index, settings)
+        self.scrubber = Scrubber(index, settings, {} if scrubbed_at is None else scrubbed_at, wanted)
         self._build: asyncio.Task[None] | None = None
         self._build_retry_s = BUILD_RETRY_S
         self._build_not_before = 0.0
@@ -89,7 +92,8 @@ class Tending:
     @property
     def is_at_rest(self) -> bool:
         """Whether nothing is left to do until somebody writes."""
-        return self._is_built and not self.is_busy and self._collector.is_at_rest
+        is_resting = self._collector.is_at_rest and not self.scrubber.is_busy
+        return self._is_built and not self.is_busy and is_resting
 
     async def turn(self) -> bool:
         """Do everything that is due; False when the index belongs to another worker."""
@@ -103,9 +107,10 @@ class Tending:
             if self._stopping:
                 return True
             await self._remove_orphans()
+            await self.scrubber.turn()
             build_due_at = await self._plan_build()
             await self._collector.turn()
-            self._due_at = min(build_due_at, self._collector.due_at())
+            self._due_at = min(build_due_at, self._collector.due_at(), self.scrubber.due_at())
         except LeaseLost:
             # Another worker took the index while this one was stopped; it goes on from where the state is.
             log.warning("lease.lost", index=self.index.spec.id)
@@ -280,4 +285,5 @@ class Tending:
             self._build.cancel()
             await asyncio.gather(self._build, return_exceptions=True)
         await self._collector.close()
+        await self.scrubber.close()
         await self.index.close()

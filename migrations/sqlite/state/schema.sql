@@ -126,3 +126,9 @@ CREATE TABLE sums (
     -- Of the row of progress and of this one.
     checksum INTEGER NOT NULL
 ) STRICT;
+
+-- What the worker found wrong with the log of the index: while there is a row, nothing is appended to it.
+CREATE TABLE log_damage (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    reason TEXT NOT NULL
+) STRICT;

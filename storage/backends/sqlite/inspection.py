@@ -6,9 +6,10 @@ before the log, so an index may be in use meanwhile.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class Finding:
     part: Part
     message: str
     sequences: tuple[int, ...] = ()
+    segment: str = ""
+
+    def shortened(self) -> Finding:
+        """As it goes into a log: not every one of a million mutations."""
+        return replace(self, message=self.message[:2000], sequences=self.sequences[:100])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +72,40 @@ class LoggedHead:
     pruned_through: int
 
 
-def inspect_index(folder: IndexFolder, *, deep: bool = True) -> tuple[Finding, ...]:
-    """Everything that is wrong with an index. Without `deep` the structure of the files of SQLite is not walked."""
+def inspect_index(folder: IndexFolder, *, deep: bool = True, bytes_per_second: int = 0) -> tuple[Finding, ...]:
+    """Everything that is wrong with an index. Without `deep` the structure of the files of SQLite is not walked.
+
+    What was found while the manifest moved may be of an older one, and is looked for again.
+    """
+    for _ in range(READ_TRIES_MAX):
+        before = _layout(folder)
+        found = _inspect_once(folder, deep=deep, pace=Pace(bytes_per_second))
+        if not found or before is None or before == _layout(folder):
+            break
+    return found
+
+
+def _layout(folder: IndexFolder) -> int | None:
+    try:
+        with closing(Reader(folder.state)) as reader:
+            return int(reader.rows("SELECT layout FROM progress")[0][0])
+    except (StorageError, IndexError, TypeError, ValueError):
+        return None
+
+
+@dataclass(slots=True)
+class Pace:
+    """Sleeps so that no more is read than so many bytes a second; 0 never sleeps."""
+
+    bytes_per_second: int
+
+    def read(self, count: int) -> None:
+        """Tell that so much was read."""
+        if self.bytes_per_second:
+            time.sleep(count / self.bytes_per_second)
+
+
+def _inspect_once(folder: IndexFolder, *, deep: bool, pace: Pace) -> tuple[Finding, ...]:
     witness = read_witness(folder.witness)
     findings: list[Finding] = []
     manifest: Manifest | None = None
@@ -75,7 +113,7 @@ def inspect_index(folder: IndexFolder, *, deep: bool = True) -> tuple[Finding, .
     try:
         manifest, found = inspect_state(folder.state, deep=deep)
         findings += found
-        segments, found = _inspect_segments(folder, manifest)
+        segments, found = _inspect_segments(folder, manifest, pace)
         findings += found
     except (StorageError, TypeError, ValueError, OverflowError) as error:
         findings.append(Finding(Part.STATE, f"state.db cannot be read: {error}"))
@@ -220,7 +258,7 @@ def _compare_state(reader: Reader, head: LoggedHead, manifest: Manifest) -> Iter
 
 
 def _inspect_segments(
-    folder: IndexFolder, manifest: Manifest
+    folder: IndexFolder, manifest: Manifest, pace: Pace
 ) -> tuple[list[tuple[SegmentRow, SegmentDocument]], list[Finding]]:
     opened: list[tuple[SegmentRow, SegmentDocument]] = []
     findings = []
@@ -228,23 +266,26 @@ def _inspect_segments(
         try:
             document, _ = read_document(folder.segments / row.name, checksum=row.checksum)
         except (SegmentDamaged, OSError) as error:
-            findings.append(Finding(Part.SEGMENT, f"segment {row.name}: {error}; all of its {row.rows} rows are lost"))
+            message = f"segment {row.name}: {error}; all of its {row.rows} rows are lost"
+            findings.append(Finding(Part.SEGMENT, message, segment=row.name))
             continue
         damages = find_damage(folder.segments / row.name, document)
+        pace.read(row.bytes)
         findings += [_of_damage(folder.segments / row.name, document, damage) for damage in damages]
         if not any(damage.primary for damage in damages):
             opened.append((row, document))
     for column in manifest.columns:
         reason = difference(folder.segments / column.segment / column.file, column.checksum)
         if reason:
-            findings.append(Finding(Part.DERIVED, f"segment {column.segment}: {column.file} {reason}"))
+            message = f"segment {column.segment}: {column.file} {reason}"
+            findings.append(Finding(Part.DERIVED, message, segment=column.segment))
     return opened, findings
 
 
 def _of_damage(path: Path, document: SegmentDocument, damage: Damage) -> Finding:
     if damage.primary:
-        return Finding(Part.SEGMENT, str(refuse(path, document, (damage,))))
-    return Finding(Part.DERIVED, f"segment {path.name}: {damage.file} {damage.reason}")
+        return Finding(Part.SEGMENT, str(refuse(path, document, (damage,))), segment=path.name)
+    return Finding(Part.DERIVED, f"segment {path.name}: {damage.file} {damage.reason}", segment=path.name)
 
 
 def _compare_rows(

@@ -138,6 +138,35 @@ class StateWriter:
 
         await self.database.at_once(work)
 
+    async def publish_again(self, epoch: int, names: Items[str]) -> None:
+        """Have everybody open and verify some segments anew. Raises LeaseLost."""
+        now_ms = time.time_ns() // 1_000_000
+
+        def work(statements: Statements) -> None:
+            _compare(statements, epoch)
+            change = Change()
+            for name in names:
+                gone = statements.rows("DELETE FROM segments WHERE name = ? RETURNING *", (name,))
+                change.drop("segments", gone)
+                _put(statements, change, "segments", [(*row[:-1], max(now_ms, row[-1] + 1)) for row in gone])
+            statements.rows("UPDATE progress SET layout = layout + 1")
+            _settle(statements, change)
+
+        await self.database.at_once(work)
+
+    async def note_log_damage(self, epoch: int, reason: str) -> None:
+        """Have nothing appended to the log from now on. Raises LeaseLost."""
+
+        def work(statements: Statements) -> None:
+            _compare(statements, epoch)
+            statements.rows("INSERT OR REPLACE INTO log_damage VALUES (1, ?)", (reason,))
+
+        await self.database.at_once(work)
+
+    async def condemn(self) -> None:
+        """Have every reader refuse the state from now on: a scrub found that it is not what was written."""
+        await self.database.at_once(condemn)
+
     async def publish_column(self, epoch: int, column: ColumnRow) -> None:
         """Add a back-filled column file. Raises LeaseLost, ManifestMoved."""
 
@@ -265,7 +294,7 @@ def _settle(statements: Statements, change: Change) -> None:
     [row] = statements.rows(PROGRESS_SQL)
     if row[PROGRESS_COLUMNS] is None:
         return
-    sums = change.moved(Sums(*row[PROGRESS_COLUMNS:-1]))
+    sums = change.moved(Sums(*row[PROGRESS_COLUMNS:-2]))
     statements.rows(
         "UPDATE sums SET versions = ?, tombstones = ?, manifest = ?, rest = ?, checksum = ?",
         (sums.versions, sums.tombstones, sums.manifest, sums.rest, checksum(row[:PROGRESS_COLUMNS], sums)),

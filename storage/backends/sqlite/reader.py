@@ -27,7 +27,7 @@ from storage.backends.sqlite.log import LogReader
 from storage.backends.sqlite.migrate import is_current_by, migrate
 from storage.backends.sqlite.state import Advance, Manifest, PartRow, SegmentRow, State, StateReader
 from storage.batch import unpack_vectors
-from storage.errors import StateDamaged, StoreBusy
+from storage.errors import LogDamaged, SegmentDamaged, StateDamaged, StoreBusy
 from storage.records import IndexSpec, Label, Progress
 from storage.segment.format import ColumnFile
 from storage.segment.read import OpenSegment, open_segment
@@ -62,6 +62,7 @@ class IndexReader:
         self._following = asyncio.Lock()
         self._relayout: asyncio.Task[None] | None = None
         self._seen_version = -1
+        self._checked_log_at = -1
         self._state = self._state_reader.state()
         self._opened: _Opened | None = None
         self._swap_not_before = 0.0
@@ -78,6 +79,16 @@ class IndexReader:
             self._state = self._state_reader.state()
             self._seen_version = version
         return self._state
+
+    def check_log(self) -> None:
+        """Compare the log with what was applied of it; once for each moment. Raises LogDamaged.
+
+        Another log, or the end of this one gone, would otherwise be taken for what was written.
+        """
+        state = self.state()
+        if self._checked_log_at != state.applied:
+            check_applied(self.spec.name, state, self._log)
+            self._checked_log_at = state.applied
 
     @property
     def state_reader(self) -> StateReader:
@@ -158,6 +169,11 @@ class IndexReader:
             ready = await asyncio.to_thread(self._open_segments_ahead)
             async with self._following:
                 self._opened = await asyncio.to_thread(self._open, ready)
+        except SegmentDamaged:
+            # What is mapped may be what is damaged: whoever asks next opens all of it, and is told.
+            log.exception("layout.swap_failed", index=self.spec.id)
+            async with self._following:
+                self._opened = None
         except Exception:
             # The old layout goes on answering, and a request that sees a newer one later tries again.
             self._swap_not_before = time.monotonic() + SWAP_RETRY_S
@@ -185,6 +201,8 @@ class IndexReader:
     def _open_by(self, reader: StateReader, log: LogReader, ready: dict[str, OpenSegment]) -> _Opened:
         for _ in range(OPEN_TRIES_MAX):
             manifest = reader.manifest()
+            if manifest.parts:
+                check_applied(self.spec.name, manifest.state, log)
             try:
                 segments = self._segments(manifest, ready)
                 return self._assemble(manifest, segments, log)
@@ -199,10 +217,12 @@ class IndexReader:
         opened = {}
         for row in manifest.segments:
             columns = _columns_of(row, manifest)
-            segment = ready.get(row.name) or old.get(row.name)
+            # One that was published again is to be verified again.
+            key = _key(row)
+            segment = ready.get(key) or old.get(key)
             if segment is None or not segment.has_columns(columns):
                 segment = self._open_segment(row, columns)
-            opened[row.name] = segment
+            opened[key] = segment
         return opened
 
     def _open_segment(self, row: SegmentRow, columns: tuple[ColumnFile, ...]) -> OpenSegment:
@@ -247,6 +267,21 @@ class IndexReader:
         async with self._following:
             self._state_reader.close()
             self._log.close()
+
+
+def _key(row: SegmentRow) -> str:
+    return f"{row.name}@{row.published_ms}"
+
+
+def check_applied(index: str, state: State, log: LogReader) -> None:
+    """Refuse a log that ends before what was applied of it, or has another mutation there. Raises LogDamaged."""
+    rows = log.rows("SELECT chain FROM mutations WHERE sequence = ?", (state.applied,))
+    head = log.head()[0]
+    if head.sequence < state.applied or (rows and bytes(rows[0][0]) != state.applied_chain):
+        raise LogDamaged(
+            f"index {index!r} has applied mutation {state.applied} ({state.applied_id}), and its log ends at "
+            f"{head.sequence} or has another mutation there: a part of the log was lost; `headrace doctor` says what"
+        )
 
 
 def _current(opened: Callable[[], _AnyReader], path: Path, kind: str) -> _AnyReader:

@@ -31,7 +31,8 @@ from storage.records import MetadataIndex, MetadataType, MutationId, Progress, S
 PROGRESS_SQL = (
     "SELECT epoch, owner, layout, applied, applied_id, applied_ms, applied_chain, applied_bytes, sealed_through, "
     "next_label, progress.vectors, digest, list_horizon, collected_layout, "
-    "versions, tombstones, manifest, rest, checksum FROM progress LEFT JOIN sums USING (one)"
+    "versions, tombstones, manifest, rest, checksum, (SELECT reason FROM log_damage) "
+    "FROM progress LEFT JOIN sums USING (one)"
 )
 PROGRESS_COLUMNS = 14
 
@@ -64,6 +65,8 @@ class State:
     collected_layout: int
     sums: Sums | None
     """None where no worker has taken the index since there are sums."""
+    log_damage: str
+    """What is wrong with the log, as a worker found it; nothing is appended to it then."""
 
     @property
     def progress(self) -> Progress:
@@ -250,10 +253,8 @@ def _check_sums(state: State, tombstones: list[Row], tables: Mapping[str, list[R
 
 def state_of(row: Row) -> State:
     """The progress row as a value. Raises StateDamaged where it is not what was written."""
-    if len(row) != PROGRESS_COLUMNS + 5:
-        raise StateDamaged(f"the progress row has {len(row)} columns, not {PROGRESS_COLUMNS + 5}")
-    progress, (*stored, known) = row[:PROGRESS_COLUMNS], row[PROGRESS_COLUMNS:]
+    progress, (*stored, known, log_damage) = row[:PROGRESS_COLUMNS], row[PROGRESS_COLUMNS:]
     sums = None if known is None else Sums(*stored)
     if sums is not None and checksum(progress, sums) != known:
         raise StateDamaged("state.db is damaged: its row of progress is not what was written")
-    return State(*(*progress, sums))
+    return State(*(*progress, sums, log_damage or ""))

@@ -134,6 +134,8 @@ class SqliteStore:
         """Runs under the lock: the index may have been deleted, or its queue filled, since the request came in."""
         self._catalogue.check_lives(index.spec)
         state = index.reader.state()
+        if state.log_damage:
+            raise LogDamaged(f'the log of index "{index.spec.name}" takes no writes: {state.log_damage}')
         if head.sequence < state.applied:
             raise LogDamaged(
                 f'index "{index.spec.name}" has applied mutation {state.applied}, and its log ends at {head.sequence}: '

@@ -18,7 +18,10 @@ from storage.backends.sqlite.database import Reader, Row, Statements
 from storage.errors import StateDamaged
 
 MODULUS = 1 << 64
-VERSIONS_SQL = "SELECT id, label, added, removed, removed_ms FROM vectors WHERE (id, label) > (?, ?) ORDER BY id, label LIMIT 10000"
+VERSIONS_SQL = (
+    "SELECT id, label, added, removed, removed_ms FROM vectors WHERE (id, label) > (?, ?) "
+    "ORDER BY id, label LIMIT 10000"
+)
 TOMBSTONES_SQL = "SELECT sequence, label FROM tombstones"
 MANIFEST_TABLES = ("parts", "segments", "columns", "metadata_indexes")
 REST_TABLES = ("outcomes", "garbage", "namespaces")

@@ -25,10 +25,10 @@ from storage.backends.sqlite.glance import Glance, glance
 from storage.backends.sqlite.log import LoggedMutation
 from storage.backends.sqlite.pruning import LogPruner
 from storage.backends.sqlite.publishing import StateWriter
-from storage.backends.sqlite.reader import IndexReader
+from storage.backends.sqlite.reader import IndexReader, check_applied
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader
 from storage.chain import read_witness
-from storage.errors import LogDamaged, StateDamaged, StorageError
+from storage.errors import StateDamaged, StorageError
 from storage.files import TEMPORARY_PREFIX, fsync_folder
 from storage.records import IndexId, IndexSpec, MetadataIndex, Sequence
 from storage.segment.format import SegmentInfo
@@ -187,11 +187,7 @@ class WorkIndex:
                 f"index {self.spec.name!r} has sealed mutations up to {state.sealed_through}, and its log gave up "
                 f"those up to {pruned_through}: its state is an older one; restore the newer, nothing was touched"
             )
-        if head < state.applied or (rows and bytes(rows[0][0]) != state.applied_chain):
-            raise LogDamaged(
-                f"index {self.spec.name!r} has applied mutation {state.applied}, and its log ends at {head} or has "
-                "another mutation there: a part of the log was lost; restore a backup"
-            )
+        check_applied(self.spec.name, state, self._reader.log)
 
     def check_held(self) -> None:
         """Raise LeaseLost when another worker took the index: whoever has nothing to write would not find out."""
@@ -240,6 +236,18 @@ class WorkIndex:
         """Put a segment in the place of its inputs. Raises LeaseLost, ManifestMoved."""
         row = None if segment is None else _segment_row(segment)
         await self._writer.publish(self.epoch, inputs=inputs, segment=row, sealed_through=sealed_through)
+
+    async def publish_again(self, names: Items[str]) -> None:
+        """Have everybody open and verify some segments anew. Raises LeaseLost."""
+        await self._writer.publish_again(self.epoch, names)
+
+    async def note_log_damage(self, reason: str) -> None:
+        """Have nothing appended to the log from now on. Raises LeaseLost."""
+        await self._writer.note_log_damage(self.epoch, reason)
+
+    async def condemn(self) -> None:
+        """Have every reader refuse the state: it is not what was written."""
+        await self._writer.condemn()
 
     async def publish_column(self, column: ColumnRow) -> None:
         """Add a back-filled column file. Raises LeaseLost, ManifestMoved."""
