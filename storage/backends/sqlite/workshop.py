@@ -179,9 +179,7 @@ class WorkIndex:
 
     def _check_second_witness(self, state: State) -> None:
         """The state remembers the last mutation it applied, and the log what it gave up for the state's segments."""
-        rows = self._reader.log.rows("SELECT chain FROM mutations WHERE sequence = ?", (state.applied,))
-        newest, pruned_through = self._reader.log.head()
-        head = newest.sequence
+        _, pruned_through = self._reader.log.head()
         if pruned_through > state.sealed_through:
             raise StateDamaged(
                 f"index {self.spec.name!r} has sealed mutations up to {state.sealed_through}, and its log gave up "
