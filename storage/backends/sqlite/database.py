@@ -258,7 +258,8 @@ class Reader:
         try:
             yield
         finally:
-            self._connection.execute("COMMIT").fetchall()
+            with translated(self.path):
+                self._connection.execute("COMMIT").fetchall()
 
     def close(self) -> None:
         """Let go of the file."""
