@@ -44,7 +44,8 @@ export async function look(options) {
 /** A remark on versions that differ, or nothing. */
 export function remark(status, options) {
   const own = JSON.parse(fs.readFileSync(new URL("./package.json", import.meta.url), "utf8")).version;
-  if (status.headrace === own) return "";
+  // 0.0.0 is the source tree, which is the server's own.
+  if (status.headrace === own || own === "0.0.0") return "";
   const theirs = `${options.url}/npm/headrace.tgz`;
   return `the server is version ${status.headrace}, this package ${own}; for its own: npm i -D ${theirs}`;
 }

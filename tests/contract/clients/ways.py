@@ -53,7 +53,7 @@ class Way:
         try:
             return self.run(stage)
         finally:
-            shutil.rmtree(stage.folder, ignore_errors=True)
+            stage.close()
 
 
 class Stage:
@@ -70,6 +70,10 @@ class Stage:
         self.replace("127.0.0.1:8787", program.url.removeprefix("http://"), "index.jsonc", "workerd.capnp")
         self.replace('"local"', f'"{account}"', "index.jsonc", "workerd.capnp")
         self.replace("127.0.0.1:8080", f"127.0.0.1:{self.port}", "workerd.capnp")
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def replace(self, found: str, wanted: str, *names: str) -> None:
         for name in names:
