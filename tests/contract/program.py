@@ -98,7 +98,7 @@ class Program:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        found = re.search(r"listens on (http://\S+)", self._first_line())
+        found = re.search(r"listens on (https?://\S+)", self._first_line())
         assert found is not None, f"it did not start:\n{self._log.read_text()}"
         self.url = found[1]
 
