@@ -45,7 +45,7 @@ def measure(case: Case) -> list[Measurement]:
     ours: Times = {}
     bare: Times = {}
     built: list[dict[str, object]] = []
-    for _ in range(case.plan.rounds):
+    for _ in range(case.plan.load_rounds):
         for connections in case.plan.load_connections:
             _ours(case, connections, ours)
         _ours_large(case, large, ours)

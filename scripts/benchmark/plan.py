@@ -46,6 +46,11 @@ class Plan:
         return CACHE / "bench" / ("work-short" if self.short else "work")
 
     @property
+    def load_rounds(self) -> int:
+        """Of loading all rows, which takes longest and varies least."""
+        return min(2, self.rounds)
+
+    @property
     def batch(self) -> int:
         """Vectors in the body of an upsert."""
         return 250 if self.short else 1_000
@@ -88,12 +93,12 @@ class Plan:
     @property
     def visible_s(self) -> float:
         """One round of single writes."""
-        return 0.5 if self.short else 5.0
+        return 0.5 if self.short else 4.0
 
     @property
     def bulk_s(self) -> float:
         """How long a round of bulk load lasts while it is read."""
-        return 0.5 if self.short else 8.0
+        return 0.5 if self.short else 6.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from scripts.benchmark import targets
 from scripts.benchmark.environments import NotInstalled, environment
 from scripts.benchmark.journal import ROOT, Journal
-from scripts.benchmark.tables import Table, summary, tables, verdict_table
+from scripts.benchmark.tables import Table, summary, tables, target_table, verdict_table
 from scripts.benchmark.targets import Findings
 
 MATPLOTLIB = "matplotlib==3.11.2"
@@ -51,8 +51,15 @@ def write(journal: Journal, out: Path, *, rows: int, plots: bool) -> None:
 def markdown(journal: Journal, *, rows: int) -> str:
     """The tables for the README: a line for each subject, the targets, and the machine."""
     findings = Findings(journal.measurements, rows)
-    shown = [*_summaries(findings), verdict_table(targets.verdicts(findings))]
-    return "\n\n".join([*map(_markdown, shown), f"{_machine(journal)}."])
+    shown = [*_summaries(findings), target_table(targets.verdicts(findings))]
+    return "\n\n".join([*map(_markdown, shown), f"{_machine(journal)}. Peers: {_versions(findings)}."])
+
+
+def _versions(findings: Findings) -> str:
+    """Of everything measured in its own environment."""
+    settings = [one.settings for one in findings.all if "version" in one.settings]
+    found = dict.fromkeys(str(each.get("versions", each["version"])) for each in settings)
+    return ", ".join(found) or "none"
 
 
 def _summaries(findings: Findings) -> list[Table]:

@@ -11,6 +11,7 @@ from scripts.benchmark.results import Measurement, pick
 NOT_MEASURED = "not measured"
 IDLE_MAX = (("descriptors", 1_000, ""), ("private", 300, "MB"), ("cpu", 0.02, "s/s"), ("wake-ups", 100, "/s"))
 """What a process may take while nobody uses any of the small indexes."""
+BARE = "limit: bare read path"
 SLACK = 0.02
 """A recall measured with a thousand queries may lie this far below what was asked for by chance."""
 
@@ -24,6 +25,8 @@ class Verdict:
     asked: str
     found: str
     met: bool | None
+    margin: float = 0.0
+    """How much better than asked was found, as a factor: below 1 where the target is not met."""
 
 
 class Findings:
@@ -57,6 +60,12 @@ class Findings:
         found = [one for what in whats for one in self.pick(set, what, subject, clients=clients)]
         reaching = [one for one in found if (one.recall or 0) >= COMPARED[set] - 0.0005]
         return max(reaching, key=lambda one: one.value, default=None)
+
+    def bare(self, set: str, clients: int) -> Measurement | None:
+        """The bare read path at the recall at which it is judged: ours, or the level where ours is no better."""
+        wanted = {"clients": clients, "level": COMPARED[set]}
+        found = [self.first(set, "query", BARE, match=match, **wanted) for match in ("equal", "level")]
+        return next((one for one in found if one), None)
 
     @property
     def sets(self) -> list[str]:
@@ -94,14 +103,14 @@ def _ratio(target: str, case: str, ours: Measurement | None, other: Measurement 
     ratio = ours.value / other.value
     recalls = f", recall {ours.recall:.3f} to {other.recall:.3f}" if ours.recall and other.recall else ""
     found = f"{ratio:.2f}x ({ours.value:,.0f} to {other.value:,.0f}{recalls})"
-    return Verdict(target, case, asked, found, ratio >= least)
+    return Verdict(target, case, asked, found, ratio >= least, ratio / least)
 
 
 def _at_most(target: str, case: str, value: float | None, most: float, unit: str) -> Verdict:
     asked = f"at most {most:g} {unit}".strip()
     if value is None:
         return Verdict(target, case, asked, NOT_MEASURED, None)
-    return Verdict(target, case, asked, f"{value:.2f} {unit}".strip(), value <= most)
+    return Verdict(target, case, asked, f"{value:.2f} {unit}".strip(), value <= most, most / max(value, 1e-9))
 
 
 def _query(findings: Findings) -> Iterator[Verdict]:
@@ -129,7 +138,7 @@ def _against_bare(findings: Findings, name: str, clients: int) -> Iterator[Verdi
     judged = False
     for match in ("equal", "level"):
         for loop in ("", ", uvloop"):
-            subject = f"limit: bare read path{loop}"
+            subject = f"{BARE}{loop}"
             other = findings.first(name, "query", subject, clients=clients, level=COMPARED[name], match=match)
             if other is None:
                 continue
@@ -149,15 +158,15 @@ def _filtered(findings: Findings) -> Iterator[Verdict]:
             yield Verdict("2 filtered", f"{name}, 12 filters", asked, NOT_MEASURED, None)
         else:
             text = f"{worst.recall:.4f} at the worst ({worst.filter})"
-            yield Verdict("2 filtered", f"{name}, 12 filters", asked, text, worst.recall >= 0.99)
+            yield Verdict("2 filtered", f"{name}, 12 filters", asked, text, worst.recall >= 0.99, worst.recall / 0.99)
         for percent, least in (("50", 0.3), ("10", 0.3), ("1", 1.0), ("0.1", 1.0)):
             yield _to_unfiltered(name, percent, [one for one in found if one.filter.split()[1] == percent], least)
         pairs = [(one, findings.first(name, "filtered", "chroma", filter=one.filter, clients=1)) for one in found]
         ratios = [(one.value / other.value, one.filter) for one, other in pairs if other and one.clients == 1]
         least_ratio = min(ratios, default=None)
         text = f"{least_ratio[0]:.1f}x at the least ({least_ratio[1]})" if least_ratio else NOT_MEASURED
-        met = least_ratio[0] >= 10 if least_ratio else None
-        yield Verdict("2 filtered", f"{name}, 1 client, to chroma", "at least 10x", text, met)
+        met, margin = (least_ratio[0] >= 10, least_ratio[0] / 10) if least_ratio else (None, 0.0)
+        yield Verdict("2 filtered", f"{name}, 1 client, to chroma", "at least 10x", text, met, margin)
 
 
 def _to_unfiltered(name: str, percent: str, found: list[Measurement], least: float) -> Verdict:
@@ -167,7 +176,7 @@ def _to_unfiltered(name: str, percent: str, found: list[Measurement], least: flo
         return Verdict("2 filtered", case, asked, NOT_MEASURED, None)
     ratio = float(str(worst.settings["to unfiltered"]))
     found_text = f"{ratio:.2f}x at the least ({worst.filter}, {_clients(worst.clients)})"
-    return Verdict("2 filtered", case, asked, found_text, ratio >= least)
+    return Verdict("2 filtered", case, asked, found_text, ratio >= least, ratio / least)
 
 
 def _load(findings: Findings) -> Iterator[Verdict]:

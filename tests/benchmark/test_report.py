@@ -10,6 +10,7 @@ import pytest
 from scripts.benchmark import report
 from scripts.benchmark.journal import Journal
 from scripts.benchmark.results import Measurement, from_dicts
+from scripts.benchmark.tables import target_table
 from scripts.benchmark.targets import Findings, Verdict, problems, verdicts
 
 ROWS = 1_000
@@ -189,3 +190,34 @@ def test_the_table_for_the_readme_has_a_line_for_each_subject() -> None:
 
     assert sum(line.startswith("| headrace |") for line in lines) == 1
     assert sum(line.startswith("| chroma |") for line in lines) == 1
+
+
+def test_the_table_for_the_readme_sets_the_bare_paths_in_one_line_and_names_the_versions_of_peers() -> None:
+    ingest = replace(BARE, subject="limit: bare ingest", what="load.acknowledged", clients=1, value=30_000)
+    chroma = replace(CHROMA, settings={"effort": 96, "version": "chromadb 1.2.3"})
+    journal = Journal(Path("nowhere.json"))
+    journal.parts = [{"measurements": [one.as_dict() for one in (OURS, BARE, ingest, chroma)]}]
+
+    shown = report.markdown(journal, rows=ROWS)
+
+    [line] = [line for line in shown.splitlines() if line.startswith("| bare paths")]
+    assert "2,500 (1.00 / 2.00)" in line
+    assert "30,000" in line
+    assert "Peers: chromadb 1.2.3." in shown
+
+
+def test_what_is_shown_of_a_filter_is_the_fastest_that_finds_enough() -> None:
+    poor = replace(CHROMA, what="filtered", filter="random 1 %", clients=1, recall=0.7, value=900)
+    raised = replace(poor, what="filtered.raised", recall=0.993, value=70)
+    journal = Journal(Path("nowhere.json"))
+    journal.parts = [{"measurements": [one.as_dict() for one in (CHROMA, poor, raised)]}]
+
+    assert "| 70 @ 0.99 |" in report.markdown(journal, rows=ROWS)
+
+
+def test_targets_in_short_count_what_is_met_and_name_the_worst() -> None:
+    near = Verdict("1 query", "one", "at least 2x", "3x", True, 1.5)
+    far = Verdict("1 query", "other", "at least 2x", "1x", False, 0.5)
+    unknown = Verdict("1 query", "third", "at least 2x", "not measured", None)
+
+    assert target_table([near, far, unknown]).rows == [("1 query", "at least 2x", "1x: other", "1 of 2")]
