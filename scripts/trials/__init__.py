@@ -1,0 +1,1 @@
+"""Trials of what is promised; run by `scripts/torture`."""

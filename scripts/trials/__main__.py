@@ -1,0 +1,43 @@
+"""`python -m scripts.trials PART ...`: run parts and print what they came to. Non-zero when a promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from scripts.trials.report import Trial, table
+
+PARTS = {"rot": "bits flipped, pages zeroed, files cut off, swapped or lost; stopped and running"}
+"""Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; every part without one")
+    parser.add_argument("--short", action="store_true", help="few trials (default)")
+    parser.add_argument("--full", action="store_true", help="as many trials as acceptance takes")
+    parser.add_argument("--trials", type=int, help="so many trials of each part")
+    parser.add_argument("--seed", type=int, default=1, help="what is tried (default 1)")
+    parser.add_argument("--results", type=Path, default=Path(".cache/torture"), help="where results are kept")
+    parser.add_argument("--replay", type=int, help="one trial again, by its number")
+    options = parser.parse_args()
+    unknown = sorted(set(options.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}")
+    done: list[Trial] = []
+    for name in options.parts or PARTS:
+        part = importlib.import_module(f"scripts.trials.{name}")
+        trials = options.trials or (part.FULL if options.full else part.SHORT)
+        done += part.run(trials, options.seed, options.results, options.replay)
+    print(table(done))
+    broken = [trial for trial in done if trial.is_violation]
+    for trial in broken:
+        print(f"VIOLATION {trial.promise}, trial {trial.number}: {trial.verdict}: {trial.what}: {trial.note}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

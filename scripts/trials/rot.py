@@ -1,0 +1,343 @@
+"""Rot and loss: a file of one index is damaged, stopped or running, and everything is asked before and after.
+
+No wrong answer, no crash, no error that is not a refusal, and the neighbour index right and writable throughout. Two
+things may be noticed as late as the next scrub, and must be then and for good: rows of `state.db` that answers are
+looked up by, and what is changed in a segment below an open mapping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scripts.trials.report import Journal, Trial
+from scripts.trials.subject import ACCOUNT, BUSY, QUIET, Expected, Questions, Verdict, Writer, make
+from storage.backends.sqlite.folder import DataFolder
+from storage.backends.sqlite.inspection import inspect_index
+from storage.errors import StorageError
+from storage.open import open_store
+from storage.settings import Settings
+from worker.loop import Loop
+
+SHORT = 40
+FULL = 2_000
+PAGE = 4096
+TRIAL_S = 90.0
+KINDS = {"flip": 12, "zero page": 3, "truncate": 2, "zero tail": 2, "swap": 2, "missing": 2}
+RUNNING_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is done to one file."""
+
+    kind: str
+    file: str
+    place: int
+    running: bool
+    eager: bool
+    """Whether the worker seals everything at once, so that what is damaged could be made durable."""
+
+    def __str__(self) -> str:
+        when = "running" if self.running else "stopped"
+        return f"{self.kind} at {self.place} of {self.file}, {when}{', eager' if self.eager else ''}"
+
+
+def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
+    """Do the trials that were not done yet; a number stands for one trial of a seed."""
+    journal = Journal(results / f"rot-{seed}.jsonl")
+    with tempfile.TemporaryDirectory(prefix="headrace-rot-", dir=_fast_folder()) as scratch:
+        template = Path(scratch) / "template"
+        template.mkdir()
+        _in_child(lambda: asyncio.run(make(template, seed)), Path(scratch) / "make.log")
+        if not (template / "model.pickle").exists():
+            raise SystemExit((Path(scratch) / "make.log").read_text()[-3000:])
+        done = {} if replay is not None else journal.done()
+        for number in [replay] if replay is not None else range(trials):
+            if number in done:
+                continue
+            trial = _trial(template, Path(scratch), seed, number, verbose=replay is not None)
+            done[number] = trial
+            if replay is None:
+                journal.add(trial)
+            if trial.is_violation:
+                sys.stderr.write(f"{number}: {trial.verdict}: {trial.what}: {trial.note}\n")
+    return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]
+
+
+def _fast_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _in_child(work, log: Path, timeout_s: float = TRIAL_S) -> int:  # type: ignore[no-untyped-def]
+    """Run something in a forked process; its exit status, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            work()
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return -signal.SIGALRM
+        time.sleep(0.01)
+
+
+def _trial(template: Path, scratch: Path, seed: int, number: int, *, verbose: bool) -> Trial:
+    started = time.monotonic()
+    folder = scratch / f"trial-{number}"
+    shutil.copytree(template, folder)
+    dice = random.Random(seed * 1_000_003 + number)
+    docs, other = _folders(folder)
+    fault = _choose(dice, docs)
+    answer = folder / "answer.json"
+    if not fault.running:
+        _damage(fault, docs, other)
+    code = _in_child(
+        lambda: answer.write_text(json.dumps(asyncio.run(_examine(folder, fault, seed + number)))), folder / "log"
+    )
+    if code == 0:
+        found = json.loads(answer.read_text())
+    elif code < 0:
+        found = ["hang" if code == -signal.SIGALRM else f"crash by signal {-code}", ""]
+    else:
+        found = ["error", (folder / "log").read_text()[-600:]]
+    if verbose:
+        print((folder / "log").read_text())
+    promise = f"rot of {_family(fault.file)}, {'running' if fault.running else 'stopped'}"
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds = round(time.monotonic() - started, 3)
+    return Trial(number=number, promise=promise, what=str(fault), verdict=found[0], note=found[1], seconds=seconds)
+
+
+def _folders(folder: Path) -> tuple[Path, Path]:
+    """The folders of `docs` and `other`: the one with more in it is `docs`."""
+    some = sorted((folder / "data" / "indexes").iterdir(), key=lambda path: len(list(path.rglob("*"))))
+    return some[-1], some[0]
+
+
+def _family(file: str) -> str:
+    if file.startswith("segments/"):
+        return "segments"
+    return {"HEAD": "the log", "log.db": "the log", "state.db": "the state"}[file.removesuffix("-wal")]
+
+
+def _choose(dice: random.Random, docs: Path) -> Fault:
+    files = sorted(
+        str(path.relative_to(docs))
+        for path in docs.rglob("*")
+        if path.is_file() and path.stat().st_size and path.name != "log.lock" and not path.name.endswith("-shm")
+    )
+    families: dict[str, list[str]] = {}
+    for file in files:
+        families.setdefault(file if not file.startswith("segments/") else "segments", []).append(file)
+    weights = {"segments": 8, "log.db": 4, "log.db-wal": 4, "state.db": 4, "state.db-wal": 4, "HEAD": 1}
+    family = dice.choices(list(families), [weights.get(name, 1) for name in families])[0]
+    file = dice.choice(families[family])
+    kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
+    size = (docs / file).stat().st_size
+    place = dice.randrange(size * 8) if kind == "flip" else dice.randrange(size)
+    return Fault(kind, file, place, dice.random() < RUNNING_SHARE, dice.random() < 0.4)
+
+
+def _damage(fault: Fault, docs: Path, other: Path) -> None:
+    """Do it, in place: whoever has the file open or mapped sees it."""
+    path = docs / fault.file
+    if not path.exists() or path.stat().st_size * (8 if fault.kind == "flip" else 1) <= fault.place:
+        return  # A write-ahead log that was begun anew is shorter now.
+    with contextlib.suppress(OSError):
+        path.chmod(0o600)
+    match fault.kind:
+        case "flip":
+            _write(path, fault.place // 8, bytes([_byte(path, fault.place // 8) ^ (1 << (fault.place % 8))]))
+        case "zero page":
+            begin = fault.place // PAGE * PAGE
+            _write(path, begin, bytes(min(PAGE, path.stat().st_size - begin)))
+        case "truncate":
+            os.truncate(path, fault.place)
+        case "zero tail":
+            size = path.stat().st_size
+            os.truncate(path, fault.place)
+            os.truncate(path, size)
+        case "missing":
+            path.unlink()
+        case "swap":
+            _swap(path, other, fault)
+
+
+def _swap(path: Path, other: Path, fault: Fault) -> None:
+    """With the file of the same name of the neighbour, or of another segment; else two halves change places."""
+    candidates = [one for one in other.parent.rglob(path.name) if one != path and one.is_file()]
+    if candidates:
+        twin = sorted(candidates)[fault.place % len(candidates)]
+        path.write_bytes(twin.read_bytes())
+    else:
+        content = path.read_bytes()
+        half = len(content) // 2
+        path.write_bytes(content[half:] + content[:half])
+
+
+def _byte(path: Path, place: int) -> int:
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.read(1)[0]
+
+
+def _write(path: Path, place: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(content)
+
+
+class _Examination:
+    """One damaged folder, asked at every stage."""
+
+    def __init__(self, folder: Path, fault: Fault, seed: int) -> None:
+        self.fault = fault
+        self.folder = folder
+        self.dice = random.Random(seed)
+        base = BUSY if fault.eager else QUIET
+        self.settings: Settings = replace(base, data=folder / "data")
+        self.models: dict[str, Expected] = pickle.loads((folder / "model.pickle").read_bytes())
+        self.late = fault.file.startswith("state.db") or (fault.running and fault.file.startswith("segments/"))
+        self.notes: list[str] = []
+        self.refused = False
+        self.seen_late = ""
+
+    def judge(self, stage: str, name: str, verdict: Verdict, *, scrubbed: bool = False) -> None:
+        """Raise at what must never be; remember what was refused."""
+        if verdict.broken:
+            raise _Violated("error", f"{stage}, {name}: {verdict.broken[0]}")
+        if name == "other" and (verdict.wrong or verdict.refused):
+            raise _Violated("neighbour", f"{stage}: {(verdict.wrong + verdict.refused)[0]}")
+        if verdict.wrong:
+            if self.late and not scrubbed:
+                self.seen_late = f"{stage}: {verdict.wrong[0]}"
+            else:
+                raise _Violated("wrong answer", f"{stage}: {verdict.wrong[0]}")
+        self.refused |= bool(verdict.refused)
+
+    async def all(self) -> list[str]:
+        store = await open_store(self.settings)
+        questions = {name: Questions(store, name, model) for name, model in self.models.items()}
+
+        async def ask(stage: str, *, scrubbed: bool = False) -> None:
+            for name, some in questions.items():
+                self.judge(stage, name, await some.ask(self.dice), scrubbed=scrubbed)
+
+        try:
+            await ask("opened")
+            if self.fault.running:
+                _damage(self.fault, *_folders(self.folder))
+                await ask("damaged")
+            loop = await Loop.start(self.settings)
+            stop = asyncio.Event()
+            working = asyncio.create_task(loop.run(stop))
+            try:
+                await self._wait(store, loop)
+                await ask("applied")
+                await self._write(store)
+                await ask("written")
+                findings = await self._scrub(store, loop)
+                await self._settle(ask)
+                await ask("scrubbed", scrubbed=True)
+            finally:
+                stop.set()
+                await working
+        finally:
+            await store.close()
+        if self.seen_late:
+            return ["scrubbed", self.seen_late]
+        return ["detected", "; ".join(findings)[:300]] if self.refused or findings else ["harmless", ""]
+
+    async def _settle(self, ask: Callable[[str], Awaitable[None]]) -> None:
+        """Services open anew what the scrub found, beside what they answer from."""
+        for _ in range(20):
+            before, self.seen_late = self.seen_late, ""
+            await ask("settling")
+            is_settled, self.seen_late = not self.seen_late, before or self.seen_late
+            if is_settled:
+                break
+            await asyncio.sleep(0.2)
+
+    async def _wait(self, store, loop: Loop) -> None:  # type: ignore[no-untyped-def]
+        """Until all is applied, or the worker has given the index up."""
+        spec = store.index(ACCOUNT, "docs")
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline and not loop.is_halted(spec.id):
+            with contextlib.suppress(StorageError):
+                if store.progress(spec).applied >= len(self.models["docs"].ids):
+                    break
+            await asyncio.sleep(0.02)
+        else:
+            self.refused = True
+        await asyncio.sleep(1.5 if self.fault.eager else 0.3)
+
+    async def _write(self, store) -> None:  # type: ignore[no-untyped-def]
+        for name, model in self.models.items():
+            before = copy.copy(model)
+            writer = Writer(store, store.index(ACCOUNT, name), model)
+            try:
+                sequence = await writer.upsert(["v0001", "o1"] if name == "docs" else ["o1"], 990)
+                if not await store.wait_applied(writer.spec, sequence, 5 if name == "other" else 2):
+                    if name == "other":
+                        raise _Violated("neighbour", "a write is not applied")
+                    self.refused = True
+            except StorageError as error:
+                if name == "other":
+                    raise _Violated("neighbour", f"a write is refused: {error}") from error
+                self.refused = True
+                self.models[name] = before
+            except AssertionError as error:
+                raise _Violated("wrong answer", "a sequence was given twice or left out") from error
+
+    async def _scrub(self, store, loop: Loop) -> list[str]:  # type: ignore[no-untyped-def]
+        """What a scrub finds, and what the worker makes of it."""
+        spec = store.index(ACCOUNT, "docs")
+        found = await asyncio.to_thread(inspect_index, DataFolder(self.settings.data).index(spec.id))
+        if found:
+            await loop.scrub_now(spec.id)
+        return [f"{one.part}: {one.message}" for one in found]
+
+
+class _Violated(Exception):
+    def __init__(self, verdict: str, note: str) -> None:
+        super().__init__(verdict, note)
+        self.verdict, self.note = verdict, note
+
+
+async def _examine(folder: Path, fault: Fault, seed: int) -> list[str]:
+    try:
+        return await _Examination(folder, fault, seed).all()
+    except _Violated as violated:
+        return [violated.verdict, violated.note[:500]]
