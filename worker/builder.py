@@ -93,6 +93,7 @@ def _write(job: BuildJob, source: BuildSource, parts: list[tuple[Part, Mask]], f
         last_sequence=Sequence(last),
         as_of=source.manifest.state.applied,
         metadata_indexes=source.manifest.metadata_indexes,
+        killed=source.killed(job.inputs),
     )
     return BuildAnswer(segment=write_segment(job.folder / "segments", job.name, rows, options))
 

@@ -19,7 +19,7 @@ from storage.backends.sqlite.driver import DatabaseError
 from storage.backends.sqlite.state import LeaseLost
 from storage.backends.sqlite.workshop import Workshop
 from storage.doorbell import Doorbell, Side
-from storage.errors import Damaged, LogDamaged, Unavailable
+from storage.errors import Damaged, LogDamaged, SegmentDamaged, Unavailable
 from storage.records import IndexId, Sequence
 from storage.runtime import runtime_folder
 from storage.settings import Settings
@@ -128,7 +128,7 @@ class Loop:
                 # Going on could make damage durable: the index stands still until somebody looks at it.
                 log.critical("index.halted", index=id, reason=str(error))
                 self._halted.add(id)
-                await self._refuse_writes(id, error)
+                await self._tell_others(id, error)
                 await self._let_go(id)
             except Exception:
                 log.exception("index.failed", index=id)
@@ -188,12 +188,23 @@ class Loop:
             with contextlib.suppress(Unavailable, Damaged, DatabaseError):
                 await tending.close()
 
-    async def _refuse_writes(self, id: IndexId, error: Damaged) -> None:
-        """A log that cannot be applied must not be appended to, or more is acknowledged that may never be applied."""
+    async def _tell_others(self, id: IndexId, error: Damaged) -> None:
+        """Have what is damaged not used by those who opened it before it was.
+
+        A log that cannot be applied takes no more writes: they might never be applied. Segments are verified anew.
+        """
         tending = self._tended.get(id)
-        if isinstance(error, LogDamaged) and tending is not None and tending.index.epoch:
-            with contextlib.suppress(Unavailable, Damaged, LeaseLost):
+        if tending is None or not tending.index.epoch:
+            return
+        with contextlib.suppress(Unavailable, Damaged, LeaseLost):
+            if isinstance(error, LogDamaged):
                 await tending.index.note_log_damage(str(error))
+            elif isinstance(error, SegmentDamaged):
+                await tending.index.publish_again([row.name for row in tending.index.segments()])
+
+    def is_halted(self, id: IndexId) -> bool:
+        """Whether this worker leaves an index alone, because it contradicts itself."""
+        return id in self._halted
 
     async def scrub_now(self, id: IndexId) -> None:
         """Read all of an index again and see to what is found, whenever it was done last."""

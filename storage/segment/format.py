@@ -15,6 +15,7 @@
         slots/0/companions.u32       derived    pairs of a row the graph finds and one it loses that lies near it
         slots/0/twins.u32            derived    pairs of a row in the graph and a row alike that is not
         columns/<id>.col             derived    one per metadata index
+        tombstones.u64               derived    pairs (label, sequence): rows of other segments that were dead by then
 
 All numbers are little-endian. Primary files may be the only copy of what they hold: they carry a checksum per
 block, so that damage names the rows it hit. Derived files have one checksum and are made again from the
@@ -49,6 +50,7 @@ NAMESPACE_CODES = "namespaces.u32"
 OFFSETS = ".off"
 BYTES = ".bin"
 COLUMNS = "columns"
+TOMBSTONES = "tombstones.u64"
 SLOT = "slots/0"
 VECTORS = f"{SLOT}/vectors.f32"
 NORMS = f"{SLOT}/norms.f64"

@@ -33,7 +33,8 @@ class SegmentSource:
     `vectors` yields float32 blocks, as many rows in all as there are labels, and is read once. The other
     columns may be lazy and are read from front to back. Sequences from `first_sequence` to `last_sequence`
     are the mutations the rows come from; everything applied up to `as_of` is taken into account, and
-    `tombstones` are the labels among the rows that were dead by then, each with the sequence that killed it.
+    `tombstones` are the labels among the rows that were dead by then, each with the sequence that killed it;
+    `killed` are those among the rows of other segments, kept so that a lost state can be made again.
     """
 
     labels: NDArray[np.uint64]
@@ -46,6 +47,7 @@ class SegmentSource:
     as_of: Sequence
     metadata_indexes: tuple[MetadataIndex, ...] = ()
     tombstones: tuple[tuple[Label, Sequence], ...] = ()
+    killed: tuple[tuple[Label, Sequence], ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.labels) == len(self.ids) == len(self.namespaces) == len(self.metadata)
@@ -61,6 +63,7 @@ def merge_source(
     as_of: Sequence,
     metadata_indexes: tuple[MetadataIndex, ...] = (),
     tombstones: tuple[tuple[Label, Sequence], ...] = (),
+    killed: tuple[tuple[Label, Sequence], ...] = (),
     block_bytes: int = BLOCK_BYTES,
 ) -> SegmentSource:
     """The live rows of several parts of one index, in order of label. The parts stay open meanwhile."""
@@ -77,6 +80,7 @@ def merge_source(
         as_of=as_of,
         metadata_indexes=metadata_indexes,
         tombstones=tombstones,
+        killed=killed,
     )
 
 

@@ -123,6 +123,8 @@ class _Writing:
         self._texts(layout.METADATA, source.metadata)
         norms = self._vectors(source.vectors)
         columns = self._columns()
+        if source.killed:
+            self._array(layout.TOMBSTONES, np.array(source.killed, dtype="<u8"))
         graph = self._graph(norms) if len(source.labels) >= options.graph_rows_min else None
         return SegmentDocument(
             name=name,

@@ -58,6 +58,13 @@ class BuildSource:
         [row] = [row for row in self.manifest.segments if row.name == name]
         return open_segment(self._folder.segments / name, self._config, checksum=row.checksum)
 
+    def killed(self, inputs: tuple[str, ...]) -> tuple[tuple[Label, Sequence], ...]:
+        """The dead rows of the segments that will be there beside the one that is built, and what killed them."""
+        manifest = self.manifest
+        last = max((row.last_label for row in manifest.segments if row.name not in inputs), default=0)
+        pairs = zip(manifest.tombstones, manifest.killed_by, strict=True)
+        return tuple((Label(label), sequence) for label, sequence in pairs if label <= last)
+
     def live(self, part: Part) -> Mask:
         """Which rows of a part are live."""
         dead = np.array(self.manifest.tombstones, dtype=np.uint64)

@@ -127,6 +127,8 @@ class Manifest:
     columns: tuple[ColumnRow, ...]
     metadata_indexes: tuple[MetadataIndex, ...]
     tombstones: tuple[int, ...]
+    killed_by: tuple[Sequence, ...]
+    """By which mutation, one for each tombstone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class StateReader:
             columns=self._columns(),
             metadata_indexes=self.metadata_indexes(),
             tombstones=tuple(label for _, label in tombstones),
+            killed_by=tuple(sequence for sequence, _ in tombstones),
         )
 
     def verified_manifest(self) -> Manifest:
