@@ -52,10 +52,31 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One question, and the rank of the last right answer by number of answers."""
+    """One question: by number of answers the rank of the last right one, and the rows that are right.
+
+    Rows that are as good as the last right one are right too. Where those may reach beyond the rows that were
+    ranked, `is_open` says so, and rows have to be ranked to know.
+    """
 
     vector: Floats
     worst: dict[int, float]
+    right: dict[int, frozenset[int]]
+    is_open: bool
+
+    @classmethod
+    def of(cls, subject: Subject, question: Floats, nearest: Rows, counts: Items[int]) -> _Asked:
+        """Rank the nearest rows, some more of them than the greatest of `counts`."""
+        ranks = subject.ranks(question, nearest)
+        ordered = np.sort(ranks)
+        worst = {count: float(ordered[count - 1]) for count in counts}
+        right = {count: frozenset(nearest[ranks <= worst[count]].tolist()) for count in counts}
+        return cls(question, worst, right, is_open=bool(ordered[-1] <= max(worst.values())))
+
+    def count_right(self, subject: Subject, rows: Rows, count: int) -> int:
+        """How many of the rows are right answers."""
+        if self.is_open:
+            return int((subject.ranks(self.vector, rows) <= self.worst[count]).sum())
+        return len(self.right[count].intersection(rows.tolist()))
 
 
 class Measured:
@@ -87,10 +108,7 @@ class Measured:
 
     def _recall(self, found: Items[Rows], count: int) -> float:
         """The mean share of the right answers, less its standard error."""
-        right = [
-            int((self._subject.ranks(asked.vector, rows) <= asked.worst[count]).sum())
-            for asked, rows in zip(self._asked, found, strict=False)
-        ]
+        right = [asked.count_right(self._subject, rows, count) for asked, rows in zip(self._asked, found, strict=False)]
         shares = np.minimum(right, count) / count
         return float(shares.mean() - shares.std() / math.sqrt(len(shares)))
 
@@ -105,8 +123,7 @@ class Measured:
         asked = subject.space.asked(questions)
         nearest = _nearest(subject, asked, held, count=counts[-1] + _SPARE)
         for question, rows in zip(questions, nearest, strict=True):
-            ranks = np.sort(subject.ranks(question, rows))
-            measured._asked.append(_Asked(question, {count: float(ranks[count - 1]) for count in counts}))
+            measured._asked.append(_Asked.of(subject, question, rows, counts))
         for count in counts:
             for expansion in _steps(count):
                 found = measured._ask(graph, asked, count, expansion, threads)
@@ -159,9 +176,14 @@ def _nearest(subject: Subject, asked: Floats, held: Rows, *, count: int) -> Rows
 
 def _merged(best: Rows, distances: Floats, rows: Rows, more: Floats, count: int) -> tuple[Rows, Floats]:
     """The best of two sets of rows, line by line."""
-    distances = np.concatenate([distances, more], axis=1)
-    best = np.concatenate([best, np.broadcast_to(rows, more.shape)], axis=1)
-    if best.shape[1] > count:
-        kept = np.argpartition(distances, count - 1, axis=1)[:, :count]
-        best, distances = np.take_along_axis(best, kept, axis=1), np.take_along_axis(distances, kept, axis=1)
-    return best, distances
+    # The many are cut down first: what is copied beside the few so far is few as well.
+    near, nearer = _cut(np.broadcast_to(rows, more.shape), more, count)
+    return _cut(np.concatenate([best, near], axis=1), np.concatenate([distances, nearer], axis=1), count)
+
+
+def _cut(rows: Rows, distances: Floats, count: int) -> tuple[Rows, Floats]:
+    """The `count` nearest of each line."""
+    if distances.shape[1] <= count:
+        return rows, distances
+    kept = np.argpartition(distances, count - 1, axis=1)[:, :count]
+    return np.take_along_axis(rows, kept, axis=1), np.take_along_axis(distances, kept, axis=1)
