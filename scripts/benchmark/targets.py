@@ -84,9 +84,14 @@ def verdicts(findings: Findings) -> list[Verdict]:
 
 
 def problems(measurements: Iterable[Measurement], *, rows: int) -> list[str]:
-    """What makes a run fail whatever its times: Headrace found less than it was asked to find."""
+    """What makes a run fail whatever its times: Headrace found less than it was asked to find, or a peer broke off.
+
+    A peer that could not be installed is no problem: the report tells of it.
+    """
     found = []
     for one in Findings(measurements, rows).all:
+        if one.what == "failed":
+            found.append(f"{one.set} {one.subject}: {one.note}")
         if one.subject != "headrace" or one.recall is None or not one.what.startswith(("query", "filtered")):
             continue
         asked = one.settings.get("recall")

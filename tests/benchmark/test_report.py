@@ -137,6 +137,13 @@ def test_too_little_recall_is_a_problem_and_slowness_is_none() -> None:
     assert len(problems([wrong], rows=ROWS)) == 1
 
 
+def test_a_peer_that_broke_off_is_a_problem_and_one_that_is_missing_is_none() -> None:
+    missing = replace(CHROMA, what="missing", note="not installed")
+    failed = replace(CHROMA, what="failed", note="visible: no such collection")
+
+    assert problems([missing, failed], rows=ROWS) == ["glove chroma: visible: no such collection"]
+
+
 def test_a_part_measured_again_takes_the_place_of_its_older_self(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "out" / "results.json")
     journal.add("query", "glove", ROWS, [OURS, BARE])
