@@ -54,6 +54,7 @@ vectors and took four times as long; more links cost less."""
 BLOCK_BYTES = 32 * 1024 * 1024
 """The float32 bytes of vectors that are prepared at a time."""
 _CENTRE_ROWS = 4_096  # A centre of a sample is as good as one of all: it only has to save bits.
+_UNIT_NUMBERS = 1 << 15  # 256 KiB of float64.
 _LENGTH_MAX = 1e15  # Squared distances of vectors this long stay below the largest float32.
 
 
@@ -126,14 +127,13 @@ class Space:
 
     def stored(self, vectors: Floats) -> Floats:
         """Vectors as the graph stores them; also how it is asked for them by their own values."""
-        wide = vectors.astype(np.float64)
         match self.metric:
             case Metric.COSINE:
-                return _unit(wide)
+                return _unit(vectors)
             case Metric.EUCLIDEAN:
-                return self._moved(wide)
+                return self._moved(vectors.astype(np.float64))
             case Metric.DOT_PRODUCT:
-                wide /= self.scale
+                wide = vectors.astype(np.float64) / self.scale
                 rest = np.sqrt(np.maximum(0.0, 1.0 - np.square(wide).sum(axis=1)))
                 return np.concatenate([wide, rest[:, np.newaxis]], axis=1).astype(np.float32)
 
@@ -149,14 +149,13 @@ class Space:
 
     def asked(self, queries: Floats) -> Floats:
         """Queries as the graph is asked."""
-        wide = queries.astype(np.float64)
         match self.metric:
             case Metric.COSINE:
-                return _unit(wide)
+                return _unit(queries)
             case Metric.EUCLIDEAN:
-                return self._moved(wide)
+                return self._moved(queries.astype(np.float64))
             case Metric.DOT_PRODUCT:
-                return np.concatenate([_unit(wide), np.zeros((len(wide), 1), np.float32)], axis=1)
+                return np.concatenate([_unit(queries), np.zeros((len(queries), 1), np.float32)], axis=1)
 
     def distances(self, asked: Floats, stored: Floats) -> Floats:
         """How far stored vectors are from queries of this space, smaller is nearer: float32[queries, vectors]."""
@@ -470,7 +469,14 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return lengths
 
 
-def _unit(vectors: NDArray[np.float64]) -> Floats:
-    lengths = _lengths(vectors)
-    lengths[lengths == 0] = 1.0
-    return (vectors / lengths[:, np.newaxis]).astype(np.float32)
+def _unit(vectors: Floats) -> Floats:
+    """Vectors of length one; zero stays zero. A few at a time: as float64 they fit the nearest cache, which is several
+    times faster than a pass over memory for each step."""
+    unit = np.empty(vectors.shape, dtype=np.float32)
+    step = max(1, _UNIT_NUMBERS // max(1, vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        wide = vectors[start : start + step].astype(np.float64)
+        lengths = _lengths(wide)
+        lengths[lengths == 0] = 1.0
+        unit[start : start + step] = wide / lengths[:, np.newaxis]
+    return unit
