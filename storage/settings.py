@@ -53,6 +53,8 @@ class Settings:
 
     recall: float = 0.98
     """The recall a query is planned for when it names none; 1 is exact."""
+    writes_wait: bool = False
+    """Writes answer when they can be found, as with `?wait=true`, unless they say `?wait=false`: for tests."""
     wait_timeout_ms: int = 30_000
     """How long `?wait=true` and `wait_for` wait when the caller names no timeout."""
     wait_timeout_max_ms: int = 300_000

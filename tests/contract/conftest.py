@@ -11,6 +11,8 @@ from cloudflare import Cloudflare
 from tests.contract.program import TOKEN, Program, running
 from tests.contract.sdk import Index
 
+collect_ignore = ["examples"]
+"""They are run as their readers run them: `test_pytest_plugin.py`."""
 NUMBERS = itertools.count(1)
 CLOUDFLARE_TWICE = ("--profile", "cloudflare", "--processes", "2")
 """The limits of the live service, and two processes: what one answers must hold in the other."""

@@ -116,6 +116,13 @@ def test_the_installed_command_serves_a_request(installed: Installed) -> None:
     assert info["result"]["processedUpToMutation"] == written["result"]["mutationId"]
 
 
+def test_the_fixtures_are_there_wherever_headrace_is_installed(installed: Installed) -> None:
+    example = ROOT / "tests" / "contract" / "examples" / "test_search.py"
+    (installed.folder / example.name).write_bytes(example.read_bytes())
+
+    assert "5 passed" in installed.run("python", "-m", "pytest", "-p", "no:asyncio", example.name)
+
+
 @contextmanager
 def running(installed: Installed) -> Iterator[str]:
     """`headrace up` of the installed wheel; its URL."""

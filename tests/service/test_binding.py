@@ -156,6 +156,14 @@ async def test_without_an_account_in_the_path_it_is_the_local_one(service: Servi
     assert status.json == {"headrace": VERSION, "account": "local", "createsIndexes": False}
 
 
+async def test_a_server_can_make_every_write_wait(settings: Settings) -> None:
+    async with serving(replace(limited(settings, "cloudflare"), writes_wait=True)) as patient:
+        await patient.create()
+        for number, path in enumerate(("docs/upsert", f"{BINDING}/docs/upsert")):
+            await patient.write(path, [vector(f"v{number}")], wait=False)
+            assert (await patient.get("docs/info")).result["vectorCount"] == number + 1
+
+
 async def test_in_dev_the_first_write_makes_the_index(dev: Service) -> None:
     path = f"{BINDING}/fresh"
     early = await dev.get(f"{path}/info")

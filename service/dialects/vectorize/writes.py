@@ -31,8 +31,9 @@ class WriteOptions:
 
 def write_options(request: web.Request) -> WriteOptions:
     """Read the options first, so that a wrong one is refused before anything is written. Raises Refusal."""
-    waits = flag_parameter(request, "wait")
-    longest = timeout_s(request, request.app[SETTINGS])
+    settings = request.app[SETTINGS]
+    waits = flag_parameter(request, "wait") if "wait" in request.query else settings.writes_wait
+    longest = timeout_s(request, settings)
     return WriteOptions(wait_s=longest if waits else -1, key=idempotency_key(request), caller=caller_of(request))
 
 

@@ -65,6 +65,7 @@ export async function start(options, { data, quiet = true } = {}) {
   }
   const host = hostname.replace(/[[\]]/g, "");
   const given = ["dev", "--host", host, "--port", port || "80", ...(data ? ["--data", data] : [])];
+  if (options.wait) given.push("--writes-wait");
   const child = spawn(command, [...given, ...(quiet ? ["--log-level", "warning"] : [])], {
     stdio: ["ignore", "pipe", "inherit"],
     // A group of its own: Ctrl-C is for the command that uses the server, which stops it when it has ended.
