@@ -15,19 +15,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from service.answered import write_notes
 from service.keys import STORE
 from storage.interfaces import Measures
 from storage.records import IndexSpec
-from storage.telemetry import SECONDS_BUCKETS
 
 INDEXES_MAX = 100
 
-REQUEST_SECONDS = Histogram(
-    "headrace_http_request_duration_seconds",
-    "From the head of a request to the end of its answer.",
-    ("dialect", "route", "status"),
-    buckets=SECONDS_BUCKETS,
-)
 QUERY_SECONDS = Histogram(
     "headrace_query_seconds",
     "The stages of a query.",
@@ -76,6 +70,7 @@ class IndexFigures(Collector):
 
 async def metrics(request: web.Request) -> web.Response:
     """The page: the figures of every process that shares the data, and of the indexes."""
+    write_notes()
     registry = CollectorRegistry()
     registry.register(IndexFigures(await request.app[STORE].measure(INDEXES_MAX)))
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import secrets
 import time
-import uuid
 from functools import cache
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from prometheus_client import Histogram
 
+from service.answered import note
 from service.dialects import dialect_of
 from service.keys import REQUEST_ID
-from service.metrics import REQUEST_SECONDS
 from storage.errors import Damaged, StorageError, Unavailable
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -22,6 +22,10 @@ SERVER = "headrace"
 """What answers call the server. aiohttp would name its own version and Python's."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _ROUTE_PREFIX = "/client/v4"
+UNMATCHED = "unmatched"
+"""The route of what is none of ours."""
+_PROCESS = secrets.token_hex(12)
+_requests = itertools.count()
 
 log = structlog.get_logger()
 
@@ -40,16 +44,16 @@ async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         took = time.perf_counter() - started
-        dialect, route = dialect_of(request.path).name, _route(request)
-        _request_seconds(dialect, route, status).observe(took)
-        log.info(
-            "request.answered",
+        route = _route(request)
+        dialect = _dialect_name(route) if route != UNMATCHED else dialect_of(request.path).name
+        note(
+            dialect,
+            route,
+            status,
+            took_s=took,
             request_id=request_id,
             method=request.method,
             path=request.path,
-            route=route,
-            status=status,
-            took_ms=round(took * 1000, 3),
             body_bytes=request.content_length or 0,
         )
 
@@ -57,18 +61,17 @@ async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every exception into an answer of the dialect; the unforeseen is logged with its trace."""
-    refusal = dialect_of(request.path).refusal
     try:
         return await handler(request)
     except web.HTTPException as error:
-        return refusal(request, error)
+        return _refusal(request, error)
     except StorageError as error:
         if isinstance(error, Unavailable | Damaged):
             kind = type(error).__name__
             log.warning("storage.refused", request_id=request[REQUEST_ID], kind=kind, reason=str(error))
-        return refusal(request, error)
+        return _refusal(request, error)
     except Exception as error:
-        response = refusal(request, error)
+        response = _refusal(request, error)
         if response.status >= 500:
             log.exception("request.failed", request_id=request[REQUEST_ID], path=request.path)
         return response
@@ -85,18 +88,22 @@ async def refuse_encodings(request: web.Request, handler: Handler) -> web.Stream
     return await handler(request)
 
 
-@cache
-def _request_seconds(dialect: str, route: str, status: int) -> Histogram:
-    """The histogram of these labels; finding it costs more than counting, and there are few."""
-    return REQUEST_SECONDS.labels(dialect, route, str(status))
-
-
 def _request_id(request: web.Request) -> str:
     given = request.headers.get(REQUEST_ID_HEADER, "")
-    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _SANE_ID.fullmatch(given) else f"{_PROCESS}{next(_requests):08x}"
 
 
 def _route(request: web.Request) -> str:
     """The pattern of the path: one of those we made, so that metrics have no more labels than that."""
     resource = request.match_info.route.resource
-    return resource.canonical.removeprefix(_ROUTE_PREFIX) if resource is not None else "unmatched"
+    return resource.canonical.removeprefix(_ROUTE_PREFIX) if resource is not None else UNMATCHED
+
+
+@cache
+def _dialect_name(route: str) -> str:
+    """The dialect of a route, of which there are few."""
+    return dialect_of(route).name
+
+
+def _refusal(request: web.Request, error: Exception) -> web.Response:
+    return dialect_of(request.path).refusal(request, error)

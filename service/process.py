@@ -7,6 +7,7 @@ repeated.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 import structlog
 from aiohttp import web
 
+from service.answered import write_notes
 from service.app import create_app
 from service.connections import Runner
 from service.keys import AUDIT
@@ -54,12 +56,16 @@ async def _serve(
     try:
         for listener in sockets:
             await _Site(runner, listener, certificate).start()
+        # What was imported and opened lives as long as the process: no collection has to look at it again.
+        gc.collect()
+        gc.freeze()
         log.info("service.started", addresses=[str(listener.getsockname()) for listener in sockets])
         ready()
         await stop.wait()
     finally:
         # Stops listening at once, then gives requests under way the time they have to finish.
         await runner.cleanup()
+        write_notes()
         log.info("service.stopped")
 
 

@@ -123,7 +123,8 @@ class OpenSegment:
 
     def metadata(self, row: int) -> bytes:
         """The metadata of one row: JSON text, empty when it has none."""
-        return self._metadata[row]
+        assert 0 <= row < self.rows
+        return self._metadata.at(row)
 
     def namespace_mask(self, namespace: str) -> Mask:
         """Which rows are in this namespace."""

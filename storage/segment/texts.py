@@ -42,6 +42,10 @@ class TextColumn(Sequence[bytes]):
         """One text, decoded."""
         return str(self.content[self.offsets[row] : self.offsets[row + 1]], "utf-8")
 
+    def at(self, row: int) -> bytes:
+        """One text as it is kept; for a row that is known to be one."""
+        return self.content[self.offsets[row] : self.offsets[row + 1]].tobytes()
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

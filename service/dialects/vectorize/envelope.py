@@ -104,8 +104,11 @@ def _entries(messages: Sequence[Message]) -> list[dict[str, object]]:
     return [{"code": int(entry.code), "message": entry.message} for entry in messages]
 
 
+_JSON = {"Content-Type": "application/json"}
+
+
 def _json(status: int, body: bytes) -> web.Response:
-    return web.Response(status=status, body=body, content_type="application/json")
+    return web.Response(status=status, body=body, headers=_JSON)
 
 
 def json_bytes(document: object) -> bytes:

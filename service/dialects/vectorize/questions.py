@@ -14,12 +14,12 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from service.dialects.vectorize.errors import Code, Refusal
-from service.dialects.vectorize.filters import parse_filter
+from service.dialects.vectorize.filters import parse_filter, rules_for
 from service.dialects.vectorize.models import QueryBody, ReturnMetadata, parse_json, unreadable, validate
 from service.dialects.vectorize.names import checked_namespace
 from service.dialects.vectorize.parameters import flag_parameter
 from service.dialects.vectorize.values import ValueInvalid, float64_values, kind_of, to_float32
-from storage.filters import Filter
+from storage.filters import Filter, FilterRules
 from storage.limits import Limits
 
 SHAPES_MAX, SHAPE_BYTES_MAX = 512, 2_048
@@ -40,6 +40,7 @@ class Shape:
     explain: bool
     namespace: str
     filter: Filter | None
+    rules: FilterRules
 
 
 class Question(NamedTuple):
@@ -83,6 +84,7 @@ def _shape(request: web.Request, document: object, limits: Limits, *, recall: fl
         explain=model.explain or flag_parameter(request, "explain"),
         namespace=checked_namespace(model.namespace, limits),
         filter=parse_filter(model.filter, limits),
+        rules=rules_for(limits),
     )
 
 

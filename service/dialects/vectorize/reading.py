@@ -9,6 +9,9 @@ from service.dialects.vectorize.errors import Code, Refusal
 from service.dialects.vectorize.models import Model, read_model
 from service.keys import BODY_BUDGET, SETTINGS
 
+ARRIVED_BYTES_MAX = 64 * 1024
+"""aiohttp holds no more than that of a body that nobody reads."""
+
 
 async def json_body(request: web.Request) -> bytes:
     """The bytes of a JSON body. Raises Refusal for another Content-Type where the live service does.
@@ -17,9 +20,17 @@ async def json_body(request: web.Request) -> bytes:
     first.
     """
     settings = request.app[SETTINGS]
-    label = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if settings.limits.strict and label != "application/json":
+    label = request.headers.get("Content-Type", "")
+    if (
+        settings.limits.strict
+        and label != "application/json"
+        and label.partition(";")[0].strip().lower() != "application/json"
+    ):
         raise Refusal(Code.BODY_INVALID, "Expected request with `Content-Type: application/json`")
+    length, content = request.content_length, request.content
+    if length is not None and length <= ARRIVED_BYTES_MAX and content.is_eof():
+        # A small body arrives with the head of its request: it is in memory whether it is read or not.
+        return content.read_nowait()
     with body_of(request, request.app[BODY_BUDGET], bytes_max=settings.limits.upload_bytes_max) as reader:
         return await reader.read()
 

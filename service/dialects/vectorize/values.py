@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+_SQUARES_MAX = FLOAT32_MAX**2
 _KINDS = {
     bool: "a boolean",
     int: "a number",
@@ -43,6 +44,8 @@ def float64_values(values: list[object]) -> NDArray[np.float64]:
 
 def to_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
     """The numbers as they are kept. Raises ValueInvalid for one that float32 cannot hold."""
+    if values @ values <= _SQUARES_MAX:  # Then each of them is small enough; not so for NaN.
+        return values.astype(np.float32)
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     check_float32(narrow)
@@ -64,9 +67,9 @@ def answer_values(values: bytes) -> NDArray[np.float64]:
 def answer_score(score: float) -> np.float32:
     """A score as it is answered: the shortest text that reads back as this float32.
 
-    Vectors may be so long that their distance is beyond float32; JSON has no infinity, so the largest it is.
+    Never an infinity, of which JSON has none: scores are held to what float32 can hold.
     """
-    return np.float32(min(max(score, -FLOAT32_MAX), FLOAT32_MAX))
+    return np.float32(score)
 
 
 def _beyond(position: int) -> str:
