@@ -2,19 +2,130 @@
 
 The answer is that of `storage.filters.holds` for every row. Where a column is not back-filled yet, the
 metadata itself is asked the same question, so that an index in the making is slower and never different.
+
+A snapshot is immutable, so what a filter selects in it is remembered: most filters are asked again and again, such as
+the one of a tenant. What selects few rows is kept as their numbers, in a fraction of the bytes of a mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from sys import getsizeof
+from threading import Lock
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.filters import And, Compare, Filter, FilterRules, Not, Or, narrowed, path_of
 from storage.records import MetadataIndex
 from storage.snapshot import LivePart, Mask, Part, Snapshot
 
+SELECTION_SHARE_MAX = 64
+"""One row in so many, or fewer, are kept as numbers, which then take an eighth of the bytes of a mask."""
+SELECTIONS_BYTES_MAX = 16 * 1024 * 1024
+"""What the selections that one snapshot remembers may hold."""
+SELECTION_BYTES = 1024
+"""What a selection holds besides its rows; so a snapshot remembers no more than some thousands."""
+
 Indexes = Mapping[tuple[str, ...], MetadataIndex]
+RowNumbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The rows of a part that are asked about: a mask, or where they are few, their numbers in ascending order."""
+
+    of: int
+    count: int
+    kept: Mask | RowNumbers
+
+    @classmethod
+    def from_mask(cls, mask: Mask) -> Selection:
+        """Count a mask, and keep it or the numbers in it."""
+        count = int(np.count_nonzero(mask))
+        return cls(len(mask), count, np.flatnonzero(mask) if count * SELECTION_SHARE_MAX <= len(mask) else mask)
+
+    @property
+    def mask(self) -> Mask:
+        """Which rows, one truth value for each of the part. Read it, never write it."""
+        if self.kept.dtype == np.bool_:
+            return self.kept.view(np.bool_)
+        mask = np.zeros(self.of, dtype=np.bool_)
+        mask[self.kept] = True
+        return mask
+
+    @property
+    def rows(self) -> RowNumbers:
+        """Their numbers, ascending."""
+        return np.flatnonzero(self.kept) if self.kept.dtype == np.bool_ else self.kept.view(np.int64)
+
+
+class Selections:
+    """What filters selected in one snapshot; the one not used for longest goes first. Any thread may ask."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, tuple[Selection, ...]] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def of(self, snapshot: Snapshot, namespace: str, tree: Filter | None, rules: FilterRules) -> tuple[Selection, ...]:
+        """One selection for each part: what `matching` says."""
+        key = _key(namespace, tree, rules)
+        with self._lock:
+            known = self._kept.get(key)
+            if known is not None:
+                self._kept.move_to_end(key)
+                return known
+        made = tuple([Selection.from_mask(mask) for mask in matching(snapshot, namespace, tree, rules)])
+        self._keep(key, made)
+        return made
+
+    def knows(self, namespace: str, tree: Filter | None, rules: FilterRules) -> bool:
+        """Whether an answer is remembered."""
+        return _key(namespace, tree, rules) in self._kept
+
+    def _keep(self, key: Hashable, made: tuple[Selection, ...]) -> None:
+        size = _bytes(key, made)
+        if size > SELECTIONS_BYTES_MAX:
+            return
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = made
+            self._bytes += size
+            while self._bytes > SELECTIONS_BYTES_MAX:
+                self._bytes -= _bytes(*self._kept.popitem(last=False))
+
+
+def selections(snapshot: Snapshot) -> Selections:
+    """What filters selected in this snapshot; it is dropped with it."""
+    kept: Selections = snapshot.selections.get("") or snapshot.selections.setdefault("", Selections())
+    return kept
+
+
+def _key(namespace: str, tree: Filter | None, rules: FilterRules) -> Hashable:
+    return (namespace, rules, tree and _shape(tree))
+
+
+def _shape(tree: Filter) -> Hashable:
+    """What tells a filter from every other one: for True and 1 are equal, and a filter finds them in other rows."""
+    match tree:
+        case Compare(path, comparison, operand):
+            return (path, comparison, operand, tuple([type(one) for one in tree.operands]))
+        case Not(child):
+            return (Not, _shape(child))
+        case And(children) | Or(children):
+            return (type(tree), *[_shape(child) for child in children])
+
+
+def _bytes(key: Hashable, made: tuple[Selection, ...]) -> int:
+    return SELECTION_BYTES + _key_bytes(key) + sum([one.kept.nbytes for one in made])
+
+
+def _key_bytes(key: Hashable) -> int:
+    return sum([_key_bytes(one) for one in key]) + 56 if isinstance(key, tuple) else getsizeof(key)
 
 
 def matching(snapshot: Snapshot, namespace: str, tree: Filter | None, rules: FilterRules) -> tuple[Mask, ...]:

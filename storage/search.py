@@ -22,10 +22,10 @@ from storage import plan as planning
 from storage.filters import Filter, FilterRules, path_of, paths
 from storage.indexes import flat
 from storage.indexes.flat import Question
-from storage.masks import matching as matching_rows
+from storage.masks import Selection, selections
 from storage.plan import Plan, PlanKind
 from storage.records import Metric
-from storage.snapshot import LivePart, Mask, Part, Snapshot
+from storage.snapshot import LivePart, Part, Snapshot
 
 LONG_BYTES = 32 * 1024 * 1024
 """About a millisecond of work, in bytes scanned: more than an event loop should stand still for."""
@@ -98,9 +98,13 @@ class PreparedPart:
     """A part with its rows selected and its plan made."""
 
     live_part: LivePart
-    mask: Mask
-    matching: int
+    selection: Selection
     plan: Plan
+
+    @property
+    def matching(self) -> int:
+        """How many rows are asked about."""
+        return self.selection.count
 
 
 class Searched(NamedTuple):
@@ -165,6 +169,8 @@ def is_long(work_bytes: int) -> bool:
 
 def preparing_bytes(snapshot: Snapshot, query: Query) -> int:
     """What `prepare` is expected to cost, in bytes scanned. Properties without a column are dear."""
+    if selections(snapshot).knows(query.namespace, query.filter, query.rules):
+        return 0
     row_bytes = COLUMN_ROW_BYTES if query.namespace else 0
     if query.filter is not None:
         indexed = {path_of(index.property) for index in snapshot.metadata_indexes}
@@ -184,13 +190,13 @@ def prepare(snapshot: Snapshot, query: Query) -> Prepared:
         key = (query.wanted, query.recall)
         parts: tuple[PreparedPart, ...] | None = snapshot.prepared.get(key)
         if parts is None:
-            parts = tuple(_prepare_part(live_part, live_part.live, query) for live_part in snapshot.parts)
+            parts = tuple(_prepare_part(live_part, _live(live_part), query) for live_part in snapshot.parts)
             if len(snapshot.prepared) >= PREPARED_MAX:
                 snapshot.prepared.clear()
             snapshot.prepared[key] = parts
     else:
-        masks = matching_rows(snapshot, query.namespace, query.filter, query.rules)
-        parts = tuple(_prepare_part(*one, query) for one in zip(snapshot.parts, masks, strict=True))
+        selected = selections(snapshot).of(snapshot, query.namespace, query.filter, query.rules)
+        parts = tuple([_prepare_part(*one, query) for one in zip(snapshot.parts, selected, strict=True)])
     return Prepared(question=question, query=query, parts=parts)
 
 
@@ -206,18 +212,21 @@ def run(prepared: Prepared) -> Found:
     return Found(hits[query.offset :] if query.offset else hits, tuple(searched))
 
 
-def _prepare_part(live_part: LivePart, mask: Mask, query: Query) -> PreparedPart:
+def _live(live_part: LivePart) -> Selection:
+    return Selection(live_part.part.rows, live_part.live_count, live_part.live)
+
+
+def _prepare_part(live_part: LivePart, selection: Selection, query: Query) -> PreparedPart:
     part = live_part.part
-    matching = live_part.live_count if mask is live_part.live else int(np.count_nonzero(mask))
     plan = planning.choose(
         rows=part.rows,
-        matching=matching,
+        matching=selection.count,
         count=query.wanted,
         dimensions=len(query.vector),
         recall=query.recall,
         expansion=part.graph.expansion(count=query.wanted, recall=query.recall) if part.graph else 0,
     )
-    return PreparedPart(live_part=live_part, mask=mask, matching=matching, plan=plan)
+    return PreparedPart(live_part=live_part, selection=selection, plan=plan)
 
 
 def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tuple[Plan, Rows, Scores]:
@@ -239,9 +248,16 @@ def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tu
             count=query.wanted,
         )
     if plan.kind is PlanKind.EXACT:
-        rows = flat.candidates(question, part.vectors, part.norms, mask=prepared.mask, count=query.wanted)
+        rows = _candidates(question, part, prepared.selection, count=query.wanted)
         scores = question.scores(part.vectors, rows, part.norms)
     return plan, rows, scores
+
+
+def _candidates(question: Question, part: Part, selection: Selection, *, count: int) -> Rows:
+    """Rows among which are the best: few are gathered, many are scanned in place."""
+    if selection.count * flat.GATHER_COST < part.rows:
+        return flat.candidates_among(question, part.vectors, part.norms, rows=selection.rows, count=count)
+    return flat.candidates(question, part.vectors, part.norms, mask=selection.mask, count=count)
 
 
 def _proposed(prepared: PreparedPart, query: Query, plan: Plan) -> Rows:
@@ -249,7 +265,7 @@ def _proposed(prepared: PreparedPart, query: Query, plan: Plan) -> Rows:
     part = prepared.live_part.part
     assert part.graph is not None
     rows = part.graph.search(query.vector, count=plan.count, expansion=plan.expansion)
-    return rows[prepared.mask[rows]] if prepared.matching < part.rows else rows
+    return rows[prepared.selection.mask[rows]] if prepared.matching < part.rows else rows
 
 
 def _with_side(question: Question, prepared: PreparedPart, query: Query, rows: Rows) -> tuple[Rows, Scores]:
@@ -264,7 +280,7 @@ def _with_side(question: Question, prepared: PreparedPart, query: Query, rows: R
         key = scores if question.metric.lower_is_better else -scores
         last = int(np.argpartition(key, query.wanted - 1)[query.wanted - 1])
         lost = side.near(question, worst=float(scores[last]))
-    lost = lost[prepared.mask[lost]]
+    lost = lost[prepared.selection.mask[lost]]
     if len(lost):
         lost = np.setdiff1d(lost, rows, assume_unique=True)
     if not len(lost):

@@ -120,6 +120,11 @@ class Snapshot:
         """What `storage.search` remembers: the plans of queries without a filter, by hits and recall wanted."""
         return {}
 
+    @cached_property
+    def selections(self) -> dict[str, Any]:
+        """Where `storage.masks` keeps what filters selected."""
+        return {}
+
     def find(self, label: int) -> tuple[Part, int] | None:
         """The part and row where the version with this label lies, live or not; None when it is not in here."""
         for live_part in self.parts:

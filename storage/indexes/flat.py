@@ -95,7 +95,7 @@ def candidates_among(
     step = max(1, _GATHER_VALUES // max(1, matrix.shape[1]))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
-        lower, upper = question.bounds(matrix[block], lengths[block])
+        lower, upper = question.bounds(matrix.take(block, axis=0), lengths[block])
         near = np.flatnonzero(lower <= shortlist.ceiling)
         shortlist.offer(block[near], lower[near], upper[near])
     return shortlist.rows()

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.filters import And, Compare, Comparison, Filter, FilterRules, Not, Or, holds, path_of
-from storage.masks import filter_mask, matching
+from storage import masks
+from storage.filters import And, Compare, Comparison, Filter, FilterRules, Not, Or, Scalar, holds, path_of
+from storage.masks import SELECTION_BYTES, Selection, filter_mask, matching, selections
 from storage.records import (
     AccountId,
     IndexConfig,
@@ -153,3 +154,47 @@ def test_a_tree_without_comparisons_has_a_mask_of_every_row(tree: Filter) -> Non
     mask = filter_mask(tree, part, STRICT, ())  # type: ignore[arg-type]
 
     assert mask.tolist() == [holds(tree, {}, STRICT, {})] * 3
+
+
+@pytest.mark.parametrize("few", [0, 1, 3, 4, 200], ids=str)
+def test_a_selection_is_the_same_as_a_mask_and_as_numbers(few: int) -> None:
+    mask = np.zeros(200, dtype=np.bool_)
+    mask[np.random.default_rng(1).permutation(200)[:few]] = True
+
+    selection = Selection.from_mask(mask)
+
+    assert selection.count == few
+    assert selection.mask.tolist() == mask.tolist()
+    assert selection.rows.tolist() == np.flatnonzero(mask).tolist()
+
+
+def test_a_filter_asked_again_is_answered_from_memory_and_told_from_its_likes() -> None:
+    # given values that are equal to Python and not to a filter
+    rows: list[dict[str, object]] = [{"seen": True}, {"seen": 1}, {"seen": "1"}]
+    snapshot = snapshot_of((Rows(rows, ["", "n", ""], ()), [True, True, True]))
+    known = selections(snapshot)
+
+    def found(operand: Scalar, namespace: str = "", rules: FilterRules = RELAXED) -> list[int]:
+        tree = Or((Compare(("seen",), Comparison.IN, (operand,)), Not(And(()))))
+        answer = known.of(snapshot, namespace, tree, rules)
+        assert known.knows(namespace, tree, rules)
+        assert known.of(snapshot, namespace, tree, rules) is answer
+        return answer[0].rows.tolist()
+
+    assert not known.knows("", None, RELAXED)
+    assert [found(True), found(1), found("1")] == [[0], [1], [2]]
+    assert found(1, namespace="other") == []
+    assert found("1", rules=STRICT) == []
+    assert selections(snapshot) is known
+
+
+def test_what_was_not_asked_for_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given room for three answers
+    monkeypatch.setattr(masks, "SELECTIONS_BYTES_MAX", 3 * SELECTION_BYTES + 1000)
+    snapshot = snapshot_of((Rows([{}, {}], ["", "n"], ()), [True, True]))
+    known = selections(snapshot)
+
+    for namespace in ("a", "b", "c", "a", "d"):
+        known.of(snapshot, namespace, None, RELAXED)
+
+    assert [one for one in "abcd" if known.knows(one, None, RELAXED)] == ["a", "c", "d"]
