@@ -284,6 +284,18 @@ def _add_backup(commands: Commands) -> None:
     restore.add_argument("backup", type=Path, metavar="BACKUP", help="a backup folder or archive")
     restore.add_argument("target", type=Path, metavar="DATA_DIR", help="the data folder to make")
     restore.set_defaults(run=_restore)
+    doctor = _command(
+        commands,
+        "doctor",
+        "check everything, and salvage what is damaged",
+        "Reads every file of the data folder, of a running or stopped Headrace, and says what is not what was written, "
+        "and what that means. Exits with 1 when anything is. With --salvage, on a stopped one, damaged indexes are made "
+        "again from what can be verified, and what is lost is named; the damaged folders go to quarantine.",
+        "headrace doctor --data /srv/headrace",
+    )
+    doctor.add_argument("--salvage", action="store_true", help="make damaged indexes whole again")
+    _add_settings(doctor, shown=("data",))
+    doctor.set_defaults(run=_doctor)
 
 
 def _command(commands: Commands, name: str, summary: str, description: str, example: str) -> ArgumentParser:
@@ -417,3 +429,9 @@ def _restore(given: Namespace) -> int:
     from service.commands.backup import run_restore
 
     return run_restore(given.backup, given.target)
+
+
+def _doctor(given: Namespace) -> int:
+    from service.commands.doctor import run_doctor
+
+    return run_doctor(settle(given).settings, mend=given.salvage)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Items
 from dataclasses import astuple
+from pathlib import Path
 
 import orjson
 
@@ -25,7 +26,7 @@ from storage.backends.sqlite.state import (
     State,
     state_of,
 )
-from storage.backends.sqlite.sums import Change, Sums, checksum, sums_of
+from storage.backends.sqlite.sums import Change, Sums, checksum, index_of, sums_of
 from storage.records import MutationState, Sequence
 
 EXPIRED_SQL = (
@@ -47,7 +48,7 @@ class StateWriter:
             state = _compare(statements, expected_epoch)
             statements.rows("UPDATE progress SET epoch = epoch + 1, owner = ?", (worker,))
             if state.sums is None:
-                _sum_up(statements)
+                sum_up(statements)
             _settle(statements, Change())
 
         await self.database.at_once(work)
@@ -251,7 +252,7 @@ class StateWriter:
 def begin_anew(statements: Statements) -> None:
     """Make a state that was copied nobody's, with graphs and columns to be built, in a transaction of the caller's."""
     [row] = statements.rows(PROGRESS_SQL)
-    state_of(row)
+    state_of(row, _index_of(statements))
     change = Change()
     change.drop("columns", statements.rows("DELETE FROM columns RETURNING *"))
     change.drop("garbage", statements.rows("DELETE FROM garbage RETURNING *"))
@@ -267,7 +268,7 @@ def condemn(statements: Statements) -> None:
 
 def _compare(statements: Statements, epoch: int) -> State:
     [row] = statements.rows(PROGRESS_SQL)
-    state = state_of(row)
+    state = state_of(row, _index_of(statements))
     if state.epoch != epoch:
         raise LeaseLost(f"epoch is {state.epoch}, not {epoch}")
     return state
@@ -281,12 +282,18 @@ def _put(statements: Statements, change: Change, table: str, rows: list[Row]) ->
         change.add(table, rows)
 
 
-def _sum_up(statements: Statements) -> None:
-    """Begin with sums in a state that has none: of what is there."""
+def _index_of(statements: Statements) -> str:
+    [(_, _, path), *_] = statements.rows("PRAGMA database_list")
+    return index_of(Path(path))
+
+
+def sum_up(statements: Statements) -> None:
+    """Begin with sums in a state that has none: of what is there, in a transaction of the caller's."""
     sums = sums_of(statements)
     statements.rows(
         "INSERT INTO sums VALUES (1, ?, ?, ?, ?, 0)", (sums.versions, sums.tombstones, sums.manifest, sums.rest)
     )
+    _settle(statements, Change())
 
 
 def _settle(statements: Statements, change: Change) -> None:
@@ -297,7 +304,13 @@ def _settle(statements: Statements, change: Change) -> None:
     sums = change.moved(Sums(*row[PROGRESS_COLUMNS:-2]))
     statements.rows(
         "UPDATE sums SET versions = ?, tombstones = ?, manifest = ?, rest = ?, checksum = ?",
-        (sums.versions, sums.tombstones, sums.manifest, sums.rest, checksum(row[:PROGRESS_COLUMNS], sums)),
+        (
+            sums.versions,
+            sums.tombstones,
+            sums.manifest,
+            sums.rest,
+            checksum(_index_of(statements), row[:PROGRESS_COLUMNS], sums),
+        ),
     )
 
 

@@ -22,6 +22,7 @@ from storage.backends.sqlite.sums import (
     Sums,
     checksum,
     compare_rows,
+    index_of,
     text_sum,
     tombstones_sum,
 )
@@ -146,6 +147,7 @@ class StateReader:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._index = index_of(reader.path)
 
     def version(self) -> int:
         """Differs after any commit of the worker's."""
@@ -154,7 +156,7 @@ class StateReader:
     def state(self) -> State:
         """The progress row now."""
         [row] = self._reader.rows(PROGRESS_SQL)
-        return state_of(row)
+        return state_of(row, self._index)
 
     def manifest(self) -> Manifest:
         """The whole of it."""
@@ -254,10 +256,10 @@ def _check_sums(state: State, tombstones: list[Row], tables: Mapping[str, list[R
         raise StateDamaged("state.db is damaged: its manifest or its tombstones are not what was written")
 
 
-def state_of(row: Row) -> State:
+def state_of(row: Row, index: str) -> State:
     """The progress row as a value. Raises StateDamaged where it is not what was written."""
     progress, (*stored, known, log_damage) = row[:PROGRESS_COLUMNS], row[PROGRESS_COLUMNS:]
     sums = None if known is None else Sums(*stored)
-    if sums is not None and checksum(progress, sums) != known:
+    if sums is not None and checksum(index, progress, sums) != known:
         raise StateDamaged("state.db is damaged: its row of progress is not what was written")
     return State(*(*progress, sums, log_damage or ""))

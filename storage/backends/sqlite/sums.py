@@ -9,15 +9,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from storage.apply import Effects, row_digest, signed
 from storage.backends.sqlite.database import Reader, Row, Statements
+from storage.backends.sqlite.folder import DRAFT_PREFIX
 from storage.errors import StateDamaged
 
 MODULUS = 1 << 64
+INDEX_ID_LENGTH = 32
 VERSIONS_SQL = (
     "SELECT id, label, added, removed, removed_ms FROM vectors WHERE (id, label) > (?, ?) "
     "ORDER BY id, label LIMIT 10000"
@@ -89,9 +92,14 @@ class Change:
         )
 
 
-def checksum(progress: Row, sums: Sums) -> int:
-    """The checksum over the progress row and the sums."""
-    text = repr((*progress, sums.versions, sums.tombstones, sums.manifest, sums.rest))
+def index_of(path: Path) -> str:
+    """The index that a state belongs to: its folder is named after it, also while it is a draft."""
+    return path.parent.name.removeprefix(DRAFT_PREFIX)[:INDEX_ID_LENGTH]
+
+
+def checksum(index: str, progress: Row, sums: Sums) -> int:
+    """The checksum over the progress row and the sums of one index: the state of another is not taken for it."""
+    text = repr((index, *progress, sums.versions, sums.tombstones, sums.manifest, sums.rest))
     return signed(xxhash.xxh3_64_intdigest(text.encode()))
 
 
