@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.clients.installing import has_npm
-from tests.contract.clients.ways import WAYS, Way
+from tests.contract.clients.matrix import WAYS
+from tests.contract.clients.ways import Way
 from tests.contract.program import Program, running
 
 NUMBERS = itertools.count(1)

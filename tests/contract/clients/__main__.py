@@ -6,7 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.contract.clients.ways import MORE_WAYS, WAYS, Way
+from tests.contract.clients.matrix import MORE_WAYS, WAYS
+from tests.contract.clients.ways import Way
 from tests.contract.program import Program, running
 
 ARGUMENTS = ("--profile", "cloudflare", "--processes", "2", "--binding-creates-indexes")

@@ -24,12 +24,7 @@ START_S = 120.0
 """Not a speed limit either: a dev server bundles first, and the machine may be busy."""
 
 CURRENT = Project("wrangler-current", ("wrangler@4.164.0",))
-OLDEST = Project("wrangler-4.36", ("wrangler@4.36.0",))
-OLDER = Project("wrangler-4.100", ("wrangler@4.100.0",))
 MINIFLARE_4 = Project("miniflare-4", ("miniflare@4.20260730.0",))
-VITE = Project("vite", ("vite@8.3.8", "@cloudflare/vite-plugin@1.64.0", "wrangler@4.164.0"))
-VITEST = Project("vitest", ("vitest@5.1.1", "@cloudflare/vitest-plugin@1.5.0"))
-VITEST_OLD = Project("vitest-old", ("vitest@4.1.12", "@cloudflare/vitest-pool-workers@0.23.0"))
 
 Results = list[tuple[str, str]]
 """Each case and what went wrong, which is nothing when it passed."""
@@ -173,114 +168,28 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _wrangler(stage: Stage, *words: str, ours: bool = False) -> Results:
+def wrangler(stage: Stage, *words: str, ours: bool = False) -> Results:
+    """Under `wrangler dev`, which with `ours` is run through the npm package."""
     command = ["wrangler", "dev", *words, "--port", str(stage.port), "--inspector-port", "0"]
     return stage.served(stage.command(*(["headrace"] if ours else []), *command))
 
 
-def _proxied(stage: Stage) -> Results:
+def proxied(stage: Stage) -> Results:
+    """Under plain miniflare, whose bindings are all given one address."""
     address = f"{stage.program.url}/accounts/{stage.account}/_binding?VECTORIZE=docs&FRESH=fresh"
     return stage.printed(["node", "miniflare.mjs", address])
 
 
-def _vite(stage: Stage) -> Results:
+def vite(stage: Stage) -> Results:
+    """Under vite."""
     command = ["headrace", "vite", "dev", "--port", str(stage.port), "--host", "127.0.0.1"]
     return stage.served(stage.command(*command))
 
 
-def _vitest(stage: Stage, package: str) -> Results:
+def vitest(stage: Stage, package: str) -> Results:
+    """In tests of vitest, which starts a server unless there is one."""
     stage.replace("@cloudflare/vitest-plugin", package, "vitest.config.mjs")
     done = stage.finished(stage.command("vitest", "run", "--reporter=verbose"))
     cases = re.findall(r"^\s*([✓×]) sample\.test\.mjs > (.+?)(?: \d+ms)?$", done.stdout, re.MULTILINE)
     assert cases, done.stdout + done.stderr
     return [(name, "" if mark == "✓" else done.stdout + done.stderr) for mark, name in cases]
-
-
-WAYS = (
-    Way(
-        name="npx headrace wrangler dev",
-        project=CURRENT,
-        package="wrangler",
-        run=lambda stage: _wrangler(stage, ours=True),
-    ),
-    Way(
-        name="npx headrace node (getPlatformProxy)",
-        project=CURRENT,
-        package="wrangler",
-        run=lambda stage: stage.printed(stage.command("headrace", "node", "platform.mjs")),
-    ),
-    Way(
-        name="plugin in the configuration",
-        project=CURRENT,
-        package="wrangler",
-        run=lambda stage: _wrangler(stage, "-c", "plugin.jsonc"),
-    ),
-    Way(
-        name="RPC Worker",
-        project=CURRENT,
-        package="wrangler",
-        run=lambda stage: _wrangler(stage, "-c", "services.jsonc", "-c", "index.jsonc"),
-    ),
-    Way(name="remoteProxyConnectionString", project=CURRENT, package="miniflare", run=_proxied),
-    Way(
-        name="capnp file",
-        project=CURRENT,
-        package="workerd",
-        run=lambda stage: stage.served(stage.command("workerd", "serve", "--experimental", "workerd.capnp")),
-    ),
-    Way(name="remoteProxyConnectionString", project=MINIFLARE_4, package="miniflare", run=_proxied),
-    Way(
-        name="npx headrace node (Miniflare)",
-        project=MINIFLARE_4,
-        package="miniflare",
-        run=lambda stage: stage.printed(stage.command("headrace", "node", "miniflare.mjs")),
-    ),
-    Way(
-        name="globalSetup headrace/vitest",
-        project=VITEST,
-        package="@cloudflare/vitest-plugin",
-        run=lambda stage: _vitest(stage, "@cloudflare/vitest-plugin"),
-    ),
-)
-"""What CI runs."""
-
-MORE_WAYS = (
-    Way(
-        name="npx headrace wrangler dev",
-        project=OLDER,
-        package="wrangler",
-        run=lambda stage: _wrangler(stage, ours=True),
-    ),
-    Way(
-        name="plugin in the configuration",
-        project=OLDER,
-        package="wrangler",
-        run=lambda stage: _wrangler(stage, "-c", "plugin.jsonc"),
-    ),
-    Way(
-        name="plugin in the configuration",
-        project=OLDEST,
-        package="wrangler",
-        run=lambda stage: _wrangler(stage, "-c", "plugin.jsonc"),
-    ),
-    Way(
-        name="capnp file",
-        project=MINIFLARE_4,
-        package="workerd",
-        run=lambda stage: stage.served(stage.command("workerd", "serve", "--experimental", "workerd.capnp")),
-    ),
-    Way(
-        name="npx headrace node (Miniflare)",
-        project=CURRENT,
-        package="miniflare",
-        run=lambda stage: stage.printed(stage.command("headrace", "node", "miniflare.mjs")),
-    ),
-    Way(name="npx headrace vite dev", project=VITE, package="@cloudflare/vite-plugin", run=_vite),
-    Way(
-        name="globalSetup headrace/vitest",
-        project=VITEST_OLD,
-        package="@cloudflare/vitest-pool-workers",
-        run=lambda stage: _vitest(stage, "@cloudflare/vitest-pool-workers"),
-    ),
-)
-"""What `scripts/clients` runs as well."""

@@ -27,7 +27,10 @@ test("every method sends what the binding sends, with token, account and wait", 
     await index.describe();
     await index.query(new Float32Array([0.5]), { topK: 1 });
     await index.queryById("a", { returnMetadata: false });
-    await index.insert([{ id: "a", values: new Float32Array([1, 2]) }, { id: "b", values: [3] }]);
+    await index.insert([
+      { id: "a", values: new Float32Array([1, 2]) },
+      { id: "b", values: [3] },
+    ]);
     await index.upsert([{ id: "a", values: [1], metadata: { kind: "x" } }]);
     await index.getByIds(["a"]);
     await index.deleteByIds(["a"]);
@@ -53,19 +56,25 @@ test("a refusal has the binding's words", async () => {
 
 test("a refused token is named", async () => {
   await answering(401, '{"code": 10000, "error": "Authentication error"}', async (index) => {
-    await assert.rejects(index.describe(), /INDEX_GET_ERROR \(code = 10000\): .*refuses the token: set HEADRACE_TOKEN/);
+    await assert.rejects(
+      index.describe(),
+      /INDEX_GET_ERROR \(code = 10000\): .*refuses the token: set HEADRACE_TOKEN/,
+    );
   });
 });
 
 test("a stranger is named", async () => {
   await answering(404, "<html>", async (index, url) => {
-    await assert.rejects(index.getByIds(["a"]), { message: new RegExp(`what answers at ${url} is not Headrace`) });
+    await assert.rejects(index.getByIds(["a"]), {
+      message: new RegExp(`what answers at ${url} is not Headrace`),
+    });
   });
 });
 
 test("a server that is down is named, with how to start it", async () => {
   const index = new VectorizeIndex("docs", { url: "http://127.0.0.1:1" });
   await assert.rejects(index.query([1]), {
-    message: "VECTOR_QUERY_ERROR: Headrace does not answer at http://127.0.0.1:1; start it with: headrace dev",
+    message:
+      "VECTOR_QUERY_ERROR: Headrace does not answer at http://127.0.0.1:1; start it with: headrace dev",
   });
 });

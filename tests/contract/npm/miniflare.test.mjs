@@ -25,14 +25,19 @@ const four = () => ({
   options: {},
   getBindings: async ({ vectorize = {} }) =>
     Object.entries(vectorize).map(([name, one]) => binding(name, one.index_name)),
-  getServices: async ({ options }) => Object.keys(options.vectorize ?? {}).map((name) => ({ name: `original ${name}` })),
+  getServices: async ({ options }) =>
+    Object.keys(options.vectorize ?? {}).map((name) => ({ name: `original ${name}` })),
 });
 const five = () => ({
   getBindings: async ({ config }) =>
-    Object.entries(config.env).flatMap(([name, one]) => (one.type === "vectorize" ? [binding(name, one.name)] : [])),
+    Object.entries(config.env).flatMap(([name, one]) =>
+      one.type === "vectorize" ? [binding(name, one.name)] : [],
+    ),
   getServices: async ({ options }) => ({
     extensions: ["kept"],
-    services: Object.values(options.config.env).some((one) => one.type === "vectorize") ? [{ name: "original" }] : [],
+    services: Object.values(options.config.env).some((one) => one.type === "vectorize")
+      ? [{ name: "original" }]
+      : [],
   }),
 });
 const WORKERS = {
@@ -53,7 +58,10 @@ const WORKERS = {
   },
 };
 
-for (const [version, make] of [[4, four], [5, five]]) {
+for (const [version, make] of [
+  [4, four],
+  [5, five],
+]) {
   test(`version ${version}: a local binding gets our fetcher and keeps the rest, a remote one stays`, async () => {
     const plugin = make();
     const seen = [];
@@ -62,10 +70,22 @@ for (const [version, make] of [[4, four], [5, five]]) {
     const found = await plugin.getBindings(WORKERS[version]);
 
     assert.deepEqual(
-      found.map(({ name, wrapped }) => [name, ...wrapped.innerBindings.map((one) => one.service?.name ?? one.text)]),
-      [["LOCAL", "headrace:acc:docs", "docs", "more"], ["REMOTE", "original", "docs", "more"]],
+      found.map(({ name, wrapped }) => [
+        name,
+        ...wrapped.innerBindings.map((one) => one.service?.name ?? one.text),
+      ]),
+      [
+        ["LOCAL", "headrace:acc:docs", "docs", "more"],
+        ["REMOTE", "original", "docs", "more"],
+      ],
     );
-    assert.deepEqual(seen.map(({ name, remote }) => [name, remote]), [["LOCAL", false], ["REMOTE", true]]);
+    assert.deepEqual(
+      seen.map(({ name, remote }) => [name, remote]),
+      [
+        ["LOCAL", false],
+        ["REMOTE", true],
+      ],
+    );
   });
 
   test(`version ${version}: services are ours for local bindings, and miniflare's own for remote ones`, async () => {
@@ -75,7 +95,10 @@ for (const [version, make] of [[4, four], [5, five]]) {
     const found = await plugin.getServices({ options: WORKERS[version] });
 
     const services = Array.isArray(found) ? found : found.services;
-    assert.deepEqual(services.map((one) => one.name.split(" ")[0]), ["headrace:acc:docs", "original"]);
+    assert.deepEqual(
+      services.map((one) => one.name.split(" ")[0]),
+      ["headrace:acc:docs", "original"],
+    );
     const text = Object.fromEntries(services[0].worker.bindings.map((one) => [one.name, one.text]));
     assert.equal(text.address, "http://127.0.0.1:1/accounts/acc/_binding/docs");
     assert.equal(text.token, "t");
@@ -93,7 +116,10 @@ test("patching twice changes nothing more", async () => {
 
 test("a miniflare without the plugin is named, with its version", () => {
   const changed = { PLUGINS: {} };
-  assert.throws(() => patch(changed, OPTIONS, { version: "9.0" }), /miniflare 9\.0 is not built as this package expects/);
+  assert.throws(
+    () => patch(changed, OPTIONS, { version: "9.0" }),
+    /miniflare 9\.0 is not built as this package expects/,
+  );
 });
 
 for (const [what, change] of Object.entries({
@@ -112,7 +138,10 @@ for (const [what, change] of Object.entries({
 }
 
 test("an old miniflare, whose wrangler drops local bindings, is told about", async () => {
-  const plugin = { ...four(), getBindings: async () => assert.fail("Vectorize only supports running remotely") };
+  const plugin = {
+    ...four(),
+    getBindings: async () => assert.fail("Vectorize only supports running remotely"),
+  };
   const said = await new Promise((resolve) =>
     patch({ PLUGINS: { vectorize: plugin } }, OPTIONS, { version: "4.1", warn: resolve }),
   );

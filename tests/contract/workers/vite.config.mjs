@@ -1,4 +1,6 @@
 import { cloudflare } from "@cloudflare/vite-plugin";
 import { defineConfig } from "vite";
 
-export default defineConfig({ plugins: [cloudflare({ configPath: "wrangler.jsonc", inspectorPort: false })] });
+export default defineConfig({
+  plugins: [cloudflare({ configPath: "wrangler.jsonc", inspectorPort: false })],
+});
