@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from service.app import create_app
+from storage.interfaces import Health
 from storage.settings import Settings
 from tests.service.conftest import V2, Service, limited, serving
 
@@ -26,10 +27,14 @@ async def locked(settings: Settings) -> AsyncIterator[Service]:
         {"Authorization": "Bearer secret"},
         {"Authorization": "bearer  secret "},
         {"X-Auth-Email": "me@example.com", "X-Auth-Key": "secret"},
+        {"api-key": "secret"},
+        {"X-API-Key": "secret"},
+        {"api-key": "", "x-api-key": "secret"},
+        {"Authorization": "Basic other", "api-key": "secret"},
     ],
-    ids=["bearer", "bearer, sloppily", "email and key"],
+    ids=["bearer", "bearer, sloppily", "email and key", "api-key", "x-api-key", "an empty one first", "beside another"],
 )
-async def test_the_token_opens_in_both_ways_that_clients_send_it(locked: Service, headers: dict[str, str]):
+async def test_the_token_opens_in_every_way_that_clients_send_it(locked: Service, headers: dict[str, str]):
     assert (await locked.get(V2, headers=headers)).result == []
 
 
@@ -43,6 +48,8 @@ async def test_the_token_opens_in_both_ways_that_clients_send_it(locked: Service
         {"Authorization": "Bearer sécret€"},
         {"X-Auth-Key": "secret"},
         {"X-Auth-Email": "me@example.com", "X-Auth-Key": "wrong"},
+        {"api-key": "wrong", "x-api-key": "secret"},
+        {"Authorization": "Bearer wrong", "api-key": "secret"},
     ],
     ids=str,
 )
@@ -50,6 +57,7 @@ async def test_anything_else_is_401_with_the_number_that_wrangler_knows(locked: 
     answer = await locked.get(V2, headers=headers)
 
     assert (answer.status, answer.code, answer.message) == (401, 10000, "Authentication error")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
 async def test_every_route_wants_the_token_except_what_a_load_balancer_and_npm_ask(locked: Service):
@@ -137,3 +145,20 @@ async def test_the_metrics_page_has_the_promised_names_with_bounded_labels(servi
     ):
         assert name in page, name
     assert "/no/such/path" not in page
+
+
+async def test_what_ails_the_store_is_told_to_who_may_see_everything(locked: Service, monkeypatch: pytest.MonkeyPatch):
+    async def ails(_: object) -> Health:
+        return Health(problems=("the disk is full",))
+
+    monkeypatch.setattr(type(locked.running.store), "health", ails)
+    for path in ("/healthz", "/readyz"):
+        stranger, owner = await locked.get(path), await locked.get(path, headers={"api-key": "secret"})
+        assert (stranger.status, stranger.json) == (503, {"status": "unready"})
+        assert owner.json["problems"] == ["the disk is full"]
+
+
+async def test_the_token_is_looked_at_before_the_form_of_the_body(locked: Service):
+    answer = await locked.ask("POST", V2, data=b"x", headers={"Content-Encoding": "br"})
+
+    assert answer.status == 401

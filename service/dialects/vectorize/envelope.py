@@ -94,7 +94,7 @@ def _framework_failure(request: web.BaseRequest, error: web.HTTPException) -> we
         case _:
             entries = [Message(FRAMEWORK.get(error.status, Code.HTTP_INVALID), error.text or error.reason)]
     response = failure(request, error.status, entries)
-    for header in ("Retry-After", "Allow"):
+    for header in ("Retry-After", "Allow", "WWW-Authenticate"):
         if header in error.headers:
             response.headers[header] = error.headers[header]
     return response
