@@ -75,13 +75,15 @@ class Server:
         """Wait until at most so many rows are in no segment, and there are at most so many segments."""
         deadline = time.perf_counter() + SETTLE_S
         while True:
+            asked = time.perf_counter()
             parts = self.segments(name, vector)
             tail = sum(part["rows"] for part in parts if part["segment"] == "tail")
             if tail <= tail_rows_max and len(parts) - 1 <= segments_max:
                 return
             if time.perf_counter() > deadline:
                 raise TimeoutError(f"index {name} did not settle in {SETTLE_S:g} s: {parts}")
-            time.sleep(0.05)
+            # A query of many rows that are in no segment yet takes long, and a core away from building it.
+            time.sleep(max(0.05, 5 * (time.perf_counter() - asked)))
 
     def pids(self) -> dict[str, list[int]]:
         """The processes by what they are: "supervisor", "service", "worker"."""
