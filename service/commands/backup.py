@@ -29,16 +29,18 @@ def run_backup(settings: Settings, target: Path) -> int:
     return EXIT_FAILED if manifest.left_out else 0
 
 
-def run_restore(backup: Path, target: Path) -> int:
+def run_restore(backup: Path, target: Path, *, until: str, log_from: Path | None) -> int:
     """Restore and say what is there now; returns 0. Raises CommandFailed."""
     try:
-        manifest = restore(backup, target)
+        manifest = restore(backup, target, until=until, log_from=log_from)
     except (StorageError, OSError) as error:
         raise CommandFailed(f"nothing was restored: {error}") from error
     for index in manifest.indexes:
-        _say(f"{index.account}/{index.name}: {index.vectors} vectors, mutations up to {index.head_id or 'none'}")
+        _say(f"{index.account}/{index.name}: in the backup up to mutation {index.head_id or 'none'}")
     for left in manifest.left_out:
         sys.stderr.write(f"headrace: {left.account}/{left.name} was left out of the backup: {left.reason}\n")
+    if until:
+        _say(f"everything up to mutation {until}, and nothing after it, is applied once a worker runs")
     _say(f"{len(manifest.indexes)} indexes are in {target}; graphs are built again while it runs")
     return 0
 

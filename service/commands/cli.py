@@ -283,6 +283,10 @@ def _add_backup(commands: Commands) -> None:
     )
     restore.add_argument("backup", type=Path, metavar="BACKUP", help="a backup folder or archive")
     restore.add_argument("target", type=Path, metavar="DATA_DIR", help="the data folder to make")
+    restore.add_argument(
+        "--log-from", type=Path, metavar="SOURCE", help="a data folder or newer backup with the mutations since"
+    )
+    restore.add_argument("--until", default="", metavar="MUTATION_ID", help="the last mutation wanted, of any index")
     restore.set_defaults(run=_restore)
     doctor = _command(
         commands,
@@ -428,7 +432,7 @@ def _backup(given: Namespace) -> int:
 def _restore(given: Namespace) -> int:
     from service.commands.backup import run_restore
 
-    return run_restore(given.backup, given.target)
+    return run_restore(given.backup, given.target, until=given.until, log_from=given.log_from)
 
 
 def _doctor(given: Namespace) -> int:

@@ -15,7 +15,7 @@ import stat
 import tarfile
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -33,6 +33,7 @@ from storage.backends.sqlite.driver import Connection, connect
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.inspection import Part, inspect_index
 from storage.backends.sqlite.migrate import MIGRATIONS, NOTES, migrate, migrations, statements
+from storage.backends.sqlite.point_in_time import bring_logs, cut_all
 from storage.backends.sqlite.publishing import begin_anew
 from storage.chain import Head, write_witness
 from storage.errors import BackupRefused
@@ -97,9 +98,10 @@ class _Archive:
             raise BackupRefused(f"{self.path} lacks {min(left)}, which its manifest names")
 
 
-def restore(backup: Path, target: Path) -> BackupManifest:
+def restore(backup: Path, target: Path, *, until: str = "", log_from: Path | None = None) -> BackupManifest:
     """Make the data folder `target`, which must not exist or be empty. Raises BackupRefused, StoreFull.
 
+    `log_from`, a data folder or a newer backup, has the mutations since; `until` is the last one to be had.
     A crash or a refusal leaves a folder with the temporary prefix beside it at the most, and nothing under its name.
     """
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
@@ -107,7 +109,10 @@ def restore(backup: Path, target: Path) -> BackupManifest:
     draft = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{uuid.uuid4().hex}")
     try:
         manifest = unpack(backup, draft)
-        finish(draft, manifest)
+        if log_from is not None:
+            with _logs(log_from, draft) as newer:
+                bring_logs(newer, DataFolder(draft), manifest)
+        finish(draft, manifest, until=until)
         with full_disk_told(target):
             if target.exists():
                 target.rmdir()
@@ -131,6 +136,20 @@ def unpack(backup: Path, draft: Path) -> BackupManifest:
     except (tarfile.TarError, EOFError, FileNotFoundError) as error:
         raise BackupRefused(f"{backup} cannot be read as a backup: {error}") from error
     return manifest
+
+
+@contextmanager
+def _logs(source: Path, draft: Path) -> Iterator[DataFolder]:
+    """A data folder as it is, or a backup laid out beside the draft for as long as it is needed."""
+    if (source / "control.db").is_file():
+        yield DataFolder(source)
+        return
+    beside = draft.with_name(f"{draft.name}-logs")
+    try:
+        unpack(source, beside)
+        yield DataFolder(beside)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _open_plain(path: Path) -> IO[bytes]:
@@ -163,7 +182,7 @@ def _take(kept: KeptFile, content: IO[bytes], draft: Path) -> None:
         raise BackupRefused(f"{kept.path} is not what was backed up: its size or sha256 differs from the manifest")
 
 
-def finish(draft: Path, manifest: BackupManifest) -> None:
+def finish(draft: Path, manifest: BackupManifest, *, until: str = "") -> None:
     """Make what was laid out a data folder: check every database and index, forget who worked on it, migrate."""
     data = DataFolder(draft)
     check_schema(data.control, "control")
@@ -176,6 +195,10 @@ def finish(draft: Path, manifest: BackupManifest) -> None:
         migrate(folder.log, "log")
         migrate(folder.state, "state")
         _forget_owner(folder)
+    if until:
+        cut_all(data, manifest, until)
+    for index in manifest.indexes:
+        folder = IndexFolder(data.indexes / index.id)
         settle_witness(folder)
         for finding in inspect_index(folder):
             if finding.part is not Part.DERIVED:
