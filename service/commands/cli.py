@@ -293,8 +293,8 @@ def _add_backup(commands: Commands) -> None:
         "doctor",
         "check everything, and salvage what is damaged",
         "Reads every file of the data folder, of a running or stopped Headrace, and says what is not what was written, "
-        "and what that means. Exits with 1 when anything is. With --salvage, on a stopped one, damaged indexes are made "
-        "again from what can be verified, and what is lost is named; the damaged folders go to quarantine.",
+        "and what that means. Exits with 1 when anything is. With --salvage, on a stopped one, damaged indexes are "
+        "made again from what can be verified, and what is lost is named; the damaged folders go to quarantine.",
         "headrace doctor --data /srv/headrace",
     )
     doctor.add_argument("--salvage", action="store_true", help="make damaged indexes whole again")
