@@ -160,7 +160,7 @@ def test_a_command_that_is_not_there_is_named(program: Program, tmp_path: Path) 
 def test_a_worker_hears_what_is_wrong_with_the_server(locked: Program, token: str, said: str) -> None:
     MINIFLARE_4.install(locked)
     url = locked.url if token else f"http://127.0.0.1:{free_port()}"
-    stage = Stage(locked, MINIFLARE_4, f"wrong-{token or 'down'}")
+    stage = Stage(locked, MINIFLARE_4, f"wrong-{token or 'down'}-{os.getpid()}")
     done = subprocess.run(
         ["node", "--require", "headrace/register", "miniflare.mjs"],
         cwd=stage.folder,
@@ -178,7 +178,7 @@ def test_a_worker_hears_what_is_wrong_with_the_server(locked: Program, token: st
 
 def test_a_worker_with_the_token_comes_in(locked: Program) -> None:
     MINIFLARE_4.install(locked)
-    stage = Stage(locked, MINIFLARE_4, "right-token")
+    stage = Stage(locked, MINIFLARE_4, f"right-token-{os.getpid()}")
     done = subprocess.run(
         ["node", "--require", "headrace/register", "miniflare.mjs"],
         cwd=stage.folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -29,7 +30,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.project.name}, {way.name}")
 def test_the_sample_worker_passes_every_case(dev: Program, way: Way) -> None:
-    found = way.try_on(dev, f"worker-{next(NUMBERS)}")
+    found = way.try_on(dev, f"worker-{os.getpid()}-{next(NUMBERS)}")
 
     assert [case for case in found if case[1]] == []
     assert len(found) >= 3

@@ -157,13 +157,11 @@ STEPS: tuple[Callable[[Shell], None], ...] = (
 )
 
 
-def walk(stage: Stage, *, without: frozenset[str] = frozenset()) -> Results:
-    """Every step in order; what an older wrangler does not have is left out."""
+def walk(stage: Stage) -> Results:
+    """Every step in order."""
     shell = Shell(stage)
     found: Results = []
     for step in STEPS:
-        if step.__name__ in without:
-            continue
         try:
             step(shell)
             found.append((step.__name__, ""))

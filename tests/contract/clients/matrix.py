@@ -13,7 +13,6 @@ VITEST = Project("vitest", ("vitest@5.1.1", "@cloudflare/vitest-plugin@1.5.0"))
 VITEST_OLD = Project("vitest-old", ("vitest@4.1.12", "@cloudflare/vitest-pool-workers@0.23.0"))
 SDK = Project("sdk", ("cloudflare@7.3.0",))
 MASTRA = Project("mastra", ("@mastra/vectorize@0.11.17",))
-OLDEST_LACKS = frozenset({"list_vectors"})
 
 WAYS = (
     Way(
@@ -118,7 +117,7 @@ MORE_WAYS = (
         name="wrangler vectorize",
         project=OLDEST,
         package="wrangler",
-        run=lambda stage: walk(stage, without=OLDEST_LACKS),
+        run=walk,
     ),
 )
 """What `scripts/clients` runs as well."""
