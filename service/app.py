@@ -7,7 +7,7 @@ from aiohttp import web
 from service import health, metrics
 from service.audit import Audit
 from service.auth import check_token
-from service.bodies import BodyBudget
+from service.bodies import BodyBudget, leave_unread
 from service.callers import CallerNames
 from service.dialects import DIALECTS
 from service.gate import Gate
@@ -47,11 +47,11 @@ def create_app(store: Store, settings: Settings) -> web.Application:
     }
     app.router.add_routes(
         [
-            web.get("/livez", health.livez),
-            web.get("/healthz", health.healthz),
-            web.get("/readyz", health.readyz),
-            web.get("/metrics", metrics.metrics),
-            web.get(tarball.PATH, tarball.headrace_tgz),
+            web.get("/livez", health.livez, expect_handler=leave_unread),
+            web.get("/healthz", health.healthz, expect_handler=leave_unread),
+            web.get("/readyz", health.readyz, expect_handler=leave_unread),
+            web.get("/metrics", metrics.metrics, expect_handler=leave_unread),
+            web.get(tarball.PATH, tarball.headrace_tgz, expect_handler=leave_unread),
         ]
     )
     for dialect in DIALECTS:

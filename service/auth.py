@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 from service.audit import Asked
 from service.keys import ASKED, AUDIT, GATE, NEEDS, REQUEST_ID, TOKEN
 from service.needs import ANY_TOKEN, FORGOTTEN, Reach, is_enough
+from storage.errors import StorageError
 from storage.tokens import Scope, Standing, Token
 
 REFUSED = "Authentication error"
@@ -89,7 +90,10 @@ def check_account(request: web.Request, scope: Scope, account: str) -> None:
 
 def sees_everything(request: web.Request) -> bool:
     """Whether the request may hear of every account: for open routes that say more to whom they know."""
-    standing, token = request.app[GATE].look(credential(request))
+    try:
+        standing, token = request.app[GATE].look(credential(request))
+    except StorageError:
+        return False  # Nobody can be told apart; and the answer is that the store is unwell.
     return standing is Standing.VALID and token is not None and token.may_everywhere(Scope.READ)
 
 

@@ -6,10 +6,11 @@ this API expect the envelope of every answer, and a port scanner must not fill t
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from service.dialects import dialect_of
 from service.middleware import SERVER
@@ -70,4 +71,23 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
-        return Connections(plain.request_handler, request_factory=plain.request_factory, **self._kwargs)
+
+        def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+            if hdrs.EXPECT in request.headers:
+                return self._handle_expecting(request, plain.request_handler)
+            return plain.request_handler(request)
+
+        return Connections(handle, request_factory=plain.request_factory, **self._kwargs)
+
+    async def _handle_expecting(
+        self, request: web.BaseRequest, handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        # Our routes answer `Expect: 100-continue` when they want the body. Where no route matches, aiohttp itself would
+        # ask for the body before the token was looked at.
+        assert isinstance(request, web.Request)
+        match_info = await self.app.router.resolve(request)
+        if match_info.http_exception is not None:
+            headers = request.headers.copy()
+            headers.popall(hdrs.EXPECT)
+            request = request.clone(headers=headers)
+        return await handle(request)

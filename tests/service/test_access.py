@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from service.app import create_app
+from storage.errors import StateDamaged
 from storage.interfaces import Health
 from storage.settings import Settings
 from tests.service.conftest import V2, Service, limited, serving
@@ -162,3 +163,16 @@ async def test_the_token_is_looked_at_before_the_form_of_the_body(locked: Servic
     answer = await locked.ask("POST", V2, data=b"x", headers={"Content-Encoding": "br"})
 
     assert answer.status == 401
+
+
+async def test_while_the_catalogue_cannot_be_read_nobody_is_let_in(locked: Service, monkeypatch: pytest.MonkeyPatch):
+    def ails(_: object) -> int:
+        raise StateDamaged("control.db cannot be read")
+
+    monkeypatch.setattr(type(locked.running.store.tokens), "_look", ails)
+    monkeypatch.setattr(locked.running.store.tokens, "_look_at", float("-inf"))
+    for headers in ({"api-key": "secret"}, {}):
+        answer = await locked.get(V2, headers=headers)
+        assert (answer.status, answer.code) == (500, 49022)
+        assert (await locked.get("/healthz", headers=headers)).json.keys() == {"status"}
+        assert (await locked.get("/livez", headers=headers)).status == 200

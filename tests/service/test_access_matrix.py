@@ -141,11 +141,11 @@ def expected(key: str, who: str) -> int:
 
 
 async def status_of(service: Service, case: Case, credential: str) -> tuple[int, bytes]:
-    """The status of a request that announces a body and never sends it, and all that was answered."""
+    """The status of a request that announces a body and waits to be asked for it, and all that was answered."""
     host, port = service.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
-        head = f"{case.method} {case.path} HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n"
+        head = f"{case.method} {case.path} HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\nExpect: 100-continue\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in NAMED.items())
         head += f"Authorization: Bearer {credential}\r\n" if credential else ""
         writer.write((head + "Connection: close\r\n\r\n").encode())
