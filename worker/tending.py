@@ -125,7 +125,7 @@ class Tending:
         if owner and owner != self._registration.id and not self._registration.is_dead(owner):
             return False
         try:
-            found = await self.index.take(self._registration.id)
+            found = await self.index.take(self._registration.id, state)
         except LeaseLost:
             return False
         # Whoever had the index did not let go of it: the next mutation may be what ended it.

@@ -217,8 +217,11 @@ async def test_of_two_workers_that_take_an_index_at_once_one_has_it(alone):
     workshop = await Workshop.open(alone.settings)
     indexes = [await workshop.open_index(spec.id) for _ in range(4)]
     try:
+        # All decide on what they see now; the first may have taken it before the last one tries.
+        found = [index.state() for index in indexes]
         results = await asyncio.gather(
-            *(index.take(f"worker{number}") for number, index in enumerate(indexes)), return_exceptions=True
+            *(index.take(f"worker{number}", found[number]) for number, index in enumerate(indexes)),
+            return_exceptions=True,
         )
 
         assert sum(isinstance(result, LeaseLost) for result in results) == 3

@@ -170,9 +170,12 @@ class WorkIndex:
         """The newest mutation."""
         return self._reader.log.head()[0].sequence
 
-    async def take(self, worker: str) -> State:
-        """Own the index under a raised epoch; returns the state it was found in. Raises LeaseLost, LogDamaged."""
-        found = self.state()
+    async def take(self, worker: str, found: State | None = None) -> State:
+        """Own the index under a raised epoch; returns the state it was found in. Raises LeaseLost, LogDamaged.
+
+        `found` is the state in which the caller saw that nobody alive has the index: whoever took it since keeps it.
+        """
+        found = found or self.state()
         self._check_second_witness(found)
         self.epoch = await self._writer.take(worker, found.epoch)
         return found
