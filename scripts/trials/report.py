@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-VERDICTS = ("harmless", "detected", "scrubbed")
+VERDICTS = ("harmless", "detected", "scrubbed", "crashed once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One trial. `verdict` is "harmless", "detected", "scrubbed" (noticed by the scrub, not before), or the name
-    of a violation."""
+    """One trial. `verdict` is "harmless", "detected", "scrubbed" (noticed by the scrub, not before), "crashed
+    once" (one process below an open mapping, and never again), or the name of a violation."""
 
     number: int
     promise: str
@@ -58,14 +58,14 @@ def table(trials: Iterable[Trial]) -> str:
     by_promise: dict[str, list[Trial]] = {}
     for trial in trials:
         by_promise.setdefault(trial.promise, []).append(trial)
-    lines = ["| promise | trials | violations | detected | by the scrub | harmless | duration |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = ["| promise | trials | violations | detected | by the scrub | crashed once | harmless | duration |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for promise, some in sorted(by_promise.items()):
         count = {name: sum(one.verdict == name for one in some) for name in VERDICTS}
         broken = sum(one.is_violation for one in some)
         seconds = sum(one.seconds for one in some)
         lines.append(
-            f"| {promise} | {len(some)} | {broken} | {count['detected']} | {count['scrubbed']} | {count['harmless']} "
-            f"| {seconds:.0f} s |"
+            f"| {promise} | {len(some)} | {broken} | {count['detected']} | {count['scrubbed']} | "
+            f"{count['crashed once']} | {count['harmless']} | {seconds:.0f} s |"
         )
     return "\n".join(lines)

@@ -169,6 +169,27 @@ async def test_a_log_that_lost_its_end_says_which_mutations_and_goes_on_behind_t
     assert f"mutations {head}" in said
 
 
+@pytest.mark.parametrize("kind", ["gone", "garbage"])
+async def test_a_log_that_is_gone_is_begun_anew_behind_what_is_sealed(kind, stopped, capsys):
+    settings, spec, rows = stopped
+    path = DataFolder(settings.data).index(spec.id).log
+    if kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"rubbish" * 5000)
+    with closing(Reader(DataFolder(settings.data).index(spec.id).state)) as reader:
+        [(sealed, applied)] = reader.rows("SELECT sealed_through, applied FROM progress")
+    assert run_doctor(settings, mend=True) == 1
+
+    said = capsys.readouterr().out
+    assert f"mutations {sealed + 1} to {applied}" in said
+    async with running_on(settings) as running:
+        again = running.store.index(ACCOUNT, "docs")
+        assert await running.store.wait_applied(again, await running.store.head(again), 60)
+        assert (await running.upsert(again, batch(["new"], [[1, 2, 3, 4]]))).sequence == applied + 1
+        assert (await everything(running, again)).keys() <= rows.keys() | {"new"}
+
+
 async def test_damaged_vectors_are_lost_by_name_and_the_others_are_kept(stopped, capsys):
     settings, spec, rows = stopped
     [(name, _), *_] = segments(settings.data, spec)

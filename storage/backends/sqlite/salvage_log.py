@@ -164,12 +164,23 @@ def renewed(remains: LogRemains, *, sealed_through: int, newest: int, known_ids:
         if kept is None or (needs_body and sequence not in remains.bodies):
             id = kept.mutation_id if kept is not None else known_ids.get(sequence) or _between(last_id, created_ms)
             created_ms = kept.created_ms if kept is not None else created_ms
+            # The row of one that is sealed is only missed by whoever asks for its status.
             kept = KeptMutation(
-                sequence, id, Action.DELETE, created_ms, 0, b"", 0, hash_body(NO_BODY), b"", has_body=True, is_lost=True
+                sequence,
+                id,
+                Action.DELETE,
+                created_ms,
+                0,
+                b"",
+                0,
+                hash_body(NO_BODY),
+                b"",
+                has_body=needs_body,
+                is_lost=needs_body,
             )
         else:
             kept = replace(kept, has_body=needs_body)
-        if sequence > first or first == 1:
+        if sequence > first or first == 1 or sequence > sealed_through:
             row = (kept.sequence, kept.mutation_id, kept.action, kept.created_ms, kept.rows, b"", 0, 0, kept.body_hash)
             chain = _linked(chain, row)
         kept = replace(kept, chain=chain)
