@@ -64,7 +64,7 @@ def case_of(plan: Plan) -> Case:
     """What a run of the whole benchmark measures."""
     if plan.short:
         return Case(indexes=12, vectors=100, idle_s=0.3, writes=5, settle_s=0.2)
-    return Case(indexes=5_000, vectors=100, idle_s=20.0, writes=200, settle_s=SETTLE_S)
+    return Case(indexes=5_000, vectors=100, idle_s=10.0, writes=200, settle_s=SETTLE_S)
 
 
 def another(server: Server) -> Server:
