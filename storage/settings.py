@@ -89,7 +89,7 @@ class Settings:
     """The mutations of the tail at which it is sealed."""
     seal_idle_ms: int = 5_000
     """An index without writes for this long seals a tail of over 1 MiB."""
-    tail_bytes_max: int = 256 * MIB
+    tail_bytes_max: int = 64 * MIB
     """The bytes of the tail at which applying waits for a seal."""
     graph_rows_min: int = 4_000
     """Segments with fewer rows have no graph: an exact scan is faster."""
