@@ -31,6 +31,8 @@ class Limits:
 
     upload_bytes_max: int
     upload_vectors_max: int
+    binding_vectors_max: int
+    """The most vectors in one insert or upsert of a Worker."""
     get_ids_max: int
     delete_ids_max: int
 
@@ -65,6 +67,7 @@ CLOUDFLARE = Limits(
     metadata_bytes_max=10 * 1024,
     upload_bytes_max=100_000_000,
     upload_vectors_max=5_000,
+    binding_vectors_max=1_000,
     get_ids_max=20,
     delete_ids_max=100,
     top_k_default=5,
@@ -94,6 +97,7 @@ RELAXED = Limits(
     metadata_bytes_max=64 * 1024,
     upload_bytes_max=256_000_000,
     upload_vectors_max=50_000,
+    binding_vectors_max=50_000,
     get_ids_max=10_000,
     delete_ids_max=50_000,
     top_k_default=5,

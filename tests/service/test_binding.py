@@ -93,6 +93,23 @@ async def test_a_refusal_is_a_code_and_an_error(
     assert answer.json["error"].startswith(text)
 
 
+async def test_a_worker_may_write_fewer_vectors_at_once_than_others(settings: Settings) -> None:
+    async with serving(limited(settings, "cloudflare", binding_vectors_max=2)) as service:
+        await service.create()
+        body = lines(*(vector(f"v{number}") for number in range(3)))
+        path = f"{BINDING}/docs"
+        told = NDJSON | {"cf-vector-search-dim-height": "3"}
+        wrapped = proxied("insert", "application/x-ndjson") | {"MF-Header-cf-vector-search-dim-height": "3"}
+        for answer in (
+            await service.ask("POST", f"{path}/insert", data=body, headers=told),
+            await service.ask("POST", path, data=body, headers=wrapped),
+        ):
+            message = "too many vectors in payload; max vector count is 2, got 3"
+            assert (answer.status, answer.json) == (400, {"code": 40007, "error": message})
+        two = NDJSON | {"cf-vector-search-dim-height": "2"}
+        assert (await service.ask("POST", f"{path}/upsert", data=body, headers=two)).status == 200
+
+
 async def test_a_missing_index_is_refused_with_the_command_that_makes_it(service: Service) -> None:
     path = f"{BINDING}/nowhere"
     for answer in (

@@ -158,6 +158,7 @@ CASES: dict[str, tuple[Ask, Code, int]] = {
 ELSEWHERE = {
     "strict": "tests of filters and of the Content-Type",
     "dimensions_min": "below, because it is a least",
+    "binding_vectors_max": "tests of the binding",
     "filter_depth_max": "tests of filters",
     "metadata_index_bytes_max": "below, because it truncates",
     "top_k_default": "below, because it is no bound",

@@ -23,6 +23,9 @@ from service.dialects.vectorize.errors import Code, Refusal
 MINIFLARE_URL = "MF-URL"
 MINIFLARE_BINDING = "MF-Binding"
 MINIFLARE_CONTENT_TYPE = "MF-Header-Content-Type"
+MINIFLARE_HEIGHT = "MF-Header-CF-Vector-Search-Dim-Height"
+HEIGHT = "CF-Vector-Search-Dim-Height"
+"""How many vectors a write has, as workerd tells before it sends them."""
 INDEX_HEADER = "Headrace-Index"
 ACCOUNT_HEADER = "Headrace-Account"
 
@@ -55,6 +58,12 @@ def account_of(request: web.Request) -> str:
     """Whose index is meant."""
     named = request.match_info.get("account")
     return named if named is not None else request.headers.get(ACCOUNT_HEADER, ACCOUNT_ID)
+
+
+def told_vectors(request: web.Request) -> int:
+    """How many vectors the binding says a write has; 0 where it does not say."""
+    text = request.headers.get(HEIGHT, request.headers.get(MINIFLARE_HEIGHT, ""))
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
 
 
 def unwrapped(request: web.Request) -> web.Request:

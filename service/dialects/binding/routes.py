@@ -13,10 +13,11 @@ from aiohttp.typedefs import Handler
 
 from service.auth import check_account, check_index
 from service.bodies import body_of, leave_unread
-from service.dialects.binding.addressing import account_of, call_of, is_proxied, unwrapped
+from service.dialects.binding.addressing import account_of, call_of, is_proxied, told_vectors, unwrapped
 from service.dialects.binding.creation import create_for
 from service.dialects.vectorize import envelope, routes_indexes, routes_query, routes_vectors
 from service.dialects.vectorize.envelope import ERRORS, RESULT, json_bytes
+from service.dialects.vectorize.errors import Code, Refusal
 from service.dialects.vectorize.parameters import index_of
 from service.dialects.vectorize.writes import write_options
 from service.keys import BODY_BUDGET, INDEX_NAME, SETTINGS
@@ -126,6 +127,10 @@ def routes() -> list[web.RouteDef]:
 async def _write(request: web.Request, action: Action) -> web.Response:
     settings = request.app[SETTINGS]
     options = write_options(request)
+    count, count_max = told_vectors(request), settings.limits.binding_vectors_max
+    if count > count_max:
+        message = f"too many vectors in payload; max vector count is {count_max}, got {count}"
+        raise Refusal(Code.TOO_MANY, message)
     try:
         spec = index_of(request)
     except (IndexNotFound, IndexDeleted):

@@ -32,11 +32,11 @@ export class VectorizeIndex {
   }
 
   async insert(vectors) {
-    return this.#send("VECTOR_INSERT", "insert", lines(vectors), "application/x-ndjson");
+    return this.#write("VECTOR_INSERT", "insert", vectors);
   }
 
   async upsert(vectors) {
-    return this.#send("VECTOR_UPSERT", "upsert", lines(vectors), "application/x-ndjson");
+    return this.#write("VECTOR_UPSERT", "upsert", vectors);
   }
 
   async getByIds(ids) {
@@ -57,9 +57,18 @@ export class VectorizeIndex {
     return this.#send("VECTOR_QUERY", "query", JSON.stringify({ ...options, ...what }));
   }
 
-  async #send(operation, path, body, type = "application/json") {
+  #write(operation, path, vectors) {
+    const headers = {
+      "Content-Type": "application/x-ndjson",
+      // The server counts by it before it reads, as for the real binding.
+      "CF-Vector-Search-Dim-Height": String(vectors.length),
+    };
+    return this.#send(operation, path, lines(vectors), headers);
+  }
+
+  async #send(operation, path, body, more = { "Content-Type": "application/json" }) {
     const { url, token, account } = this.#options;
-    const headers = { ...(body === undefined ? {} : { "Content-Type": type }) };
+    const headers = { ...(body === undefined ? {} : more) };
     if (token) headers.Authorization = `Bearer ${token}`;
     const method = body === undefined ? "GET" : "POST";
     let response;

@@ -157,11 +157,15 @@ export const CASES = {
     } = await fresh.query(new Float32Array(48).fill(0.25), { topK: 1 });
     equal(best, { id: "a", score: 1 });
   },
-  async "a thousand vectors at once"({ docs }) {
+  async "a thousand vectors at once, and no more"({ docs }) {
     const many = Array.from({ length: 1000 }, (_, number) => ({
       id: `m${number}`,
       values: axis(number % 32),
     }));
+    equal(
+      await refusal(docs.upsert([...many, ...many])),
+      "VECTOR_UPSERT_ERROR (code = 40007): too many vectors in payload; max vector count is 1000, got 2000",
+    );
     const before = (await docs.describe()).vectorCount;
     await settled(docs, docs.upsert(many));
     equal((await docs.describe()).vectorCount, before + 1000);
