@@ -31,6 +31,7 @@ log = structlog.get_logger()
 TRIES_MAX = 3
 """A mutation that could not be applied this often is set aside: `failed`, and the ones behind it go on."""
 
+LOST = "it was lost from a damaged log"
 POISON = (BatchDamaged, FilterInvalid, ValueError, TypeError, KeyError, MemoryError)
 """What a mutation itself can do to whoever applies it; anything else is ours to mend and is not its fault."""
 
@@ -110,13 +111,18 @@ def _named(batch: Items[LoggedMutation]) -> list[str]:
     for mutation in batch:
         if mutation.action in (Action.INSERT, Action.UPSERT, Action.DELETE):
             assert mutation.body is not None, "verified"
-            named.update(dict.fromkeys(unpack_ids(mutation.body)))
+            named.update(dict.fromkeys(unpack_ids(mutation.body) if mutation.body else ()))
     return list(named)
 
 
 def _fold(planner: Planner, index: WorkIndex, mutation: LoggedMutation) -> None:
     body = mutation.body
     assert body is not None, "verified"
+    if not body:
+        # What a salvage puts in the place of a mutation that is lost.
+        log.error("mutation.set_aside", index=index.spec.id, mutation=mutation.id, reason=LOST)
+        planner.fail(mutation.sequence, LOST)
+        return
     match mutation.action:
         case Action.INSERT:
             planner.insert(mutation.sequence, unpack_ids(body), unpack_namespaces(body), body_bytes=len(body))
