@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
 from aiohttp import web
 
 from service import health, metrics
@@ -15,10 +19,12 @@ from service.keys import AUDIT, BODY_BUDGET, CALLER_NAMES, GATE, NEEDS, SETTINGS
 from service.middleware import answer_errors, refuse_encodings, watch
 from service.needs import OPEN, Need, Reach
 from service.npm import tarball
+from storage.errors import StorageError
 from storage.interfaces import Store
 from storage.settings import Settings
 from storage.tokens import Scope
 
+USES_NOTED_EVERY_S = 60
 NEEDS_OF_OWN_ROUTES = {
     health.livez: OPEN,
     health.healthz: OPEN,
@@ -41,6 +47,7 @@ def create_app(store: Store, settings: Settings) -> web.Application:
     app[CALLER_NAMES] = CallerNames()
     app[AUDIT] = Audit(settings.audit_file)
     app.on_cleanup.append(_close_audit)
+    app.cleanup_ctx.append(_note_uses)
     app[GATE] = Gate(store.tokens, settings.token)
     app[NEEDS] = NEEDS_OF_OWN_ROUTES | {
         handler: need for dialect in DIALECTS for handler, need in dialect.needs().items()
@@ -57,6 +64,28 @@ def create_app(store: Store, settings: Settings) -> web.Application:
     for dialect in DIALECTS:
         app.router.add_routes(dialect.routes())
     return app
+
+
+async def _note_uses(app: web.Application) -> AsyncIterator[None]:
+    """Note once a minute, and at the end, when tokens were last used."""
+
+    async def note() -> None:
+        used = app[GATE].take_uses()
+        # What could not be noted is noted with the next use; nobody has to wait or fail for it.
+        with suppress(StorageError):
+            if used:
+                await app[STORE].note_uses(used)
+
+    async def each_minute() -> None:
+        while True:
+            await asyncio.sleep(USES_NOTED_EVERY_S)
+            await note()
+
+    noting = asyncio.create_task(each_minute())
+    yield
+    noting.cancel()
+    await asyncio.wait([noting])
+    await note()
 
 
 async def _close_audit(app: web.Application) -> None:

@@ -20,6 +20,7 @@ class Gate:
         self._everybody = Token(id=TokenId(""), name="", hash=b"", grants=EVERYTHING)
         self._configured = Token(id=CONFIGURED, name="HEADRACE_TOKEN", hash=token_hash(configured), grants=EVERYTHING)
         self._has_configured = bool(configured)
+        self._used: dict[TokenId, int] = {}
 
     def look(self, text: str) -> tuple[Standing, Token | None]:
         """What comes of a credential, and whose it is: nobody's when it is missing or unknown."""
@@ -34,5 +35,13 @@ class Gate:
         given = token_hash(text)
         if self._has_configured and hmac.compare_digest(given, self._configured.hash):
             return Standing.VALID, self._configured
-        standing = judge(token, given, time.time_ns() // 1_000_000)
+        now_ms = time.time_ns() // 1_000_000
+        standing = judge(token, given, now_ms)
+        if standing is Standing.VALID:
+            self._used[id] = now_ms
         return standing, None if standing is Standing.UNKNOWN else token
+
+    def take_uses(self) -> dict[TokenId, int]:
+        """When tokens were last let in, of those that were since this was last asked."""
+        used, self._used = self._used, {}
+        return used

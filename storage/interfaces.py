@@ -7,6 +7,7 @@ disk. Any number of processes may hold a `Store` on the same data. All of them r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
@@ -81,6 +82,9 @@ class Store(Protocol):
     @property
     def tokens(self) -> Tokens:
         """Who may come in."""
+
+    async def note_uses(self, used: Mapping[TokenId, int]) -> None:
+        """Remember when tokens were last let in, in milliseconds since 1970."""
 
     async def create_index(
         self, account: AccountId, name: str, description: str, config: IndexConfig, limits: Limits

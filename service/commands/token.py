@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -74,7 +74,8 @@ def show_all(settings: Settings, *, as_json: bool) -> int:
 
     async def work(editor: TokenEditor, now_ms: int) -> int:
         tokens = await editor.all()
-        sys.stdout.write(_document(tokens, now_ms) if as_json else _table(tokens, now_ms))
+        write = _document if as_json else _table
+        sys.stdout.write(write(tokens, await editor.uses(), now_ms))
         return 0
 
     return _run(settings, work)
@@ -234,19 +235,17 @@ def _moment(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if ms else ""
 
 
-def _table(tokens: Sequence[Token], now_ms: int) -> str:
-    rows = [("ID", "NAME", "STATE", "GRANTS", "CREATED", "EXPIRES")]
+def _table(tokens: Sequence[Token], uses: Mapping[TokenId, int], now_ms: int) -> str:
+    rows = [("ID", "NAME", "STATE", "GRANTS", "CREATED", "EXPIRES", "USED")]
     for one in tokens:
-        standing = one.standing(now_ms).name.lower()
-        rows.append(
-            (one.id, one.name, standing, _allowed(one), _moment(one.created_ms), _moment(one.expires_ms) or _NEVER)
-        )
+        times = (_moment(one.created_ms), _moment(one.expires_ms) or _NEVER, _moment(uses.get(one.id, 0)) or _NEVER)
+        rows.append((one.id, one.name, one.standing(now_ms).name.lower(), _allowed(one), *times))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
-def _document(tokens: Sequence[Token], now_ms: int) -> str:
+def _document(tokens: Sequence[Token], uses: Mapping[TokenId, int], now_ms: int) -> str:
     documents = [
         {
             "id": one.id,
@@ -257,6 +256,7 @@ def _document(tokens: Sequence[Token], now_ms: int) -> str:
             "rotated": _moment(one.rotated_ms),
             "expires": _moment(one.expires_ms),
             "revoked": _moment(one.revoked_ms),
+            "used": _moment(uses.get(one.id, 0)),
             "oldSecretUntil": _moment(one.previous_until_ms),
         }
         for one in tokens

@@ -16,11 +16,12 @@ from service.commands.listeners import resolve_address
 from service.commands.token import create, revoke, rotate, show_all, span_ms, time_ms
 from service.commands.up import _own_token
 from service.gate import Gate
-from storage.access import is_locked
+from storage.access import is_locked, open_tokens
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.tokens import KnownTokens
 from storage.settings import Settings
-from storage.tokens import Standing, token_id
+from storage.tokens import Standing, Token, parse_grant, token_hash, token_id
+from tests.service.conftest import V2, limited, serving
 
 NOW = int(datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp() * 1000)
 DAY_MS = 86_400_000
@@ -69,7 +70,7 @@ def test_the_list_is_a_table_without_secrets(told, capsys):
     show_all(told, as_json=False)
     lines = capsys.readouterr().out.splitlines()
 
-    assert lines[0].split() == ["ID", "NAME", "STATE", "GRANTS", "CREATED", "EXPIRES"]
+    assert lines[0].split() == ["ID", "NAME", "STATE", "GRANTS", "CREATED", "EXPIRES", "USED"]
     assert lines[1].split()[:4] == [token_id(text), "ci", "valid", "write:acme"]
     assert text.rpartition("_")[2] not in "".join(lines)
 
@@ -180,3 +181,23 @@ def test_a_supervisor_without_a_configured_token_makes_one_for_itself_and_takes_
     assert standing(told, text) is Standing.UNKNOWN
     assert len(listed(told, capsys)) == 1
     assert asyncio.run(own(replace(told, token="mine"))) == "mine"
+
+
+async def test_the_list_says_when_a_token_was_last_let_in(settings):
+    editor = await open_tokens(settings)
+    texts = {name: f"hr_{name * 12}_x" for name in "abc"}
+    for text in texts.values():
+        grants = (parse_grant("read:acc"),)
+        await editor.add(Token(id=token_id(text), name="ci", hash=token_hash(text), grants=grants, created_ms=1))
+    await editor.change(token_id(texts["b"]), lambda one: replace(one, revoked_ms=1))
+    async with serving(limited(settings, "cloudflare")) as service:
+        for text in (texts["a"], texts["b"], texts["c"] + "wrong"):
+            await service.get(V2, headers={"api-key": text})
+        assert await editor.uses() == {}, "not while somebody waits"
+
+    assert (await editor.uses()).keys() == {token_id(texts["a"])}, "at the end at the latest"
+    [one] = [one for one in await editor.all() if one.id == token_id(texts["a"])]
+    assert (await editor.uses())[one.id] > one.created_ms
+    await editor.remove(one.id)
+    assert await editor.uses() == {}
+    await editor.close()

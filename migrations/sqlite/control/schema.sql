@@ -52,3 +52,9 @@ CREATE TABLE token_changes (
 ) STRICT;
 
 INSERT INTO token_changes VALUES (0);
+
+-- When a token was last let in, to within a minute or two. Not a column of `tokens`: a use is no change of a token.
+CREATE TABLE token_uses (
+    id TEXT PRIMARY KEY,
+    used_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

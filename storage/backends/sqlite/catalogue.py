@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 
 from storage.backends.sqlite.database import Database, Reader, Row
 from storage.backends.sqlite.driver import IntegrityError
@@ -14,6 +15,7 @@ from storage.backends.sqlite.folder import DataFolder
 from storage.errors import IndexDeleted, IndexExists, IndexLimitReached, IndexNotFound
 from storage.limits import Limits
 from storage.records import DEFAULT_SLOT, AccountId, IndexConfig, IndexId, IndexSpec, Metric
+from storage.tokens import TokenId
 
 REMEMBERED_MAX = 10_000
 WAL_BYTES_MAX = 1024 * 1024
@@ -160,6 +162,16 @@ class Catalogue:
             await transaction.rows("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, secrets.token_bytes(32)))
             [(value,)] = await transaction.rows("SELECT value FROM secrets WHERE name = ?", (name,))
         return bytes(value)
+
+    async def note_uses(self, used: Mapping[TokenId, int]) -> None:
+        """Remember when tokens were last let in; a later moment that is known stays."""
+        async with self._database.writing() as transaction:
+            await transaction.many(
+                "INSERT INTO token_uses VALUES (?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET used_ms = max(used_ms, excluded.used_ms)",
+                used.items(),
+            )
+        await self._database.keep_wal_short(WAL_BYTES_MAX)
 
     async def prove_writable(self) -> None:
         """Commit something of no consequence. Raises StoreFull, StoreBusy."""

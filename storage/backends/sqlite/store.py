@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 import orjson
@@ -53,6 +54,7 @@ from storage.records import (
 from storage.runtime import runtime_folder
 from storage.settings import Settings
 from storage.snapshot import Snapshot
+from storage.tokens import TokenId
 
 CURSOR_SECRET = "list-cursor"  # noqa: S105 (the name of a secret)
 CALLER_MUTATIONS_MAX = 500
@@ -88,6 +90,10 @@ class SqliteStore:
     def tokens(self) -> KnownTokens:
         """Who may come in."""
         return self._tokens
+
+    async def note_uses(self, used: Mapping[TokenId, int]) -> None:
+        """Remember when tokens were last let in."""
+        await self._catalogue.note_uses(used)
 
     # Indexes
 

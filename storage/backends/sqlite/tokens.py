@@ -91,12 +91,17 @@ class TokenEditor:
         """Every token there is, revoked and expired ones included, oldest first."""
         return tuple(_token(row) for row in await self._database.rows(f"{SELECT} ORDER BY rowid"))
 
+    async def uses(self) -> dict[TokenId, int]:
+        """When each token was last let in, in milliseconds since 1970; those that never were are not there."""
+        return {TokenId(id): used_ms for id, used_ms in await self._database.rows("SELECT id, used_ms FROM token_uses")}
+
     async def add(self, token: Token) -> bool:
         """Make a token known and forget those that ended long ago; False where there are as many as there may be."""
         grants = [[grant.scope.name.lower(), grant.account, grant.indexes] for grant in token.grants]
         values = (token.id, token.name, token.hash, orjson.dumps(grants).decode(), token.created_ms, token.expires_ms)
         async with self._database.writing() as transaction:
             await transaction.rows(_FORGET, (token.created_ms - FORGET_AFTER_MS,) * 2)
+            await transaction.rows("DELETE FROM token_uses WHERE id NOT IN (SELECT id FROM tokens)")
             [(count,)] = await transaction.rows("SELECT count(*) FROM tokens")
             if count >= TOKENS_MAX:
                 return False
@@ -131,6 +136,7 @@ class TokenEditor:
         """Forget a token, so that it is as if it had never been made."""
         async with self._database.writing() as transaction:
             await transaction.rows("DELETE FROM tokens WHERE id = ?", (id,))
+            await transaction.rows("DELETE FROM token_uses WHERE id = ?", (id,))
             await _count_change(transaction)
 
     async def close(self) -> None:
