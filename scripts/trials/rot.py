@@ -314,7 +314,7 @@ class _Examination:
 
     async def _settle(self, ask: Callable[[str], Awaitable[None]]) -> None:
         """Services open anew what the scrub found, beside what they answer from."""
-        for _ in range(20):
+        for _ in range(100):
             before, self.seen_late = self.seen_late, ""
             await ask("settling")
             is_settled, self.seen_late = not self.seen_late, before or self.seen_late
