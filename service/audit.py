@@ -11,18 +11,15 @@ the log of the index has it.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
 import structlog
 
+from service.audit_lines import AuditLines
 from storage.logs import QuickLog
 from storage.tokens import Scope, Token
 
@@ -47,7 +44,8 @@ class Audit:
         """Open the file, if there is to be one. Raises OSError."""
         self._path = path
         self._file = _opened(path) if path else -1
-        self._log = _Lines(self._write) if path else QuickLog()
+        self._lines = AuditLines(self._write)
+        self._log: AuditLines | QuickLog = self._lines if path else QuickLog()
 
     def record(self, asked: Asked, *, request_id: str, method: str, path: str, address: str, outcome: str) -> None:
         """Write down one request."""
@@ -93,6 +91,7 @@ class Audit:
             return
         os.close(self._file)
         self._file = fresh
+        self._lines.begin()
 
     def close(self) -> None:
         """Let go of the file."""
@@ -100,36 +99,17 @@ class Audit:
             os.close(self._file)
             self._file = -1
 
-    def _write(self, text: bytes) -> None:
+    def _write(self, text: bytes) -> bool:
         try:
-            if os.write(self._file, text) != len(text):
-                raise OSError("only a part of the line could be written")  # noqa: TRY301
+            if os.write(self._file, text) == len(text):
+                return True
+            os.write(self._file, b"\n")
+            reason = "only a part of the line could be written"
         except OSError as error:
-            # The change is made and acknowledged already: to fail the request now would be a lie.
-            log.error("audit.failed", reason=str(error), line=text.decode())
-
-
-class _Lines:
-    """Makes lines as the log has them, whatever its level and form."""
-
-    def __init__(self, write: Callable[[bytes], None]) -> None:
-        self._write = write
-
-    def info(self, event: str, *, at_s: float, **values: object) -> None:
-        """Write one. `at_s` is when it happened, in seconds since 1970."""
-        moment = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        line = {
-            **values,
-            **structlog.contextvars.get_contextvars(),
-            "event": event,
-            "level": "info",
-            "timestamp": moment,
-        }
-        try:
-            text = orjson.dumps(line, default=repr)
-        except TypeError:  # Half a surrogate pair: out of somebody's path.
-            text = json.dumps(line, default=repr).encode()
-        self._write(text + b"\n")
+            reason = str(error)
+        # The change is made and acknowledged already: to fail the request now would be a lie.
+        log.error("audit.failed", reason=reason, line=text.decode())
+        return False
 
 
 def _opened(path: str) -> int:

@@ -95,6 +95,7 @@ def build_parser() -> ArgumentParser:
     _add_sample(commands)
     _add_migrate(commands)
     _add_token(commands)
+    _add_audit(commands)
     _add_config(commands)
     _add_backup(commands)
     return parser
@@ -235,6 +236,18 @@ def _add_token(commands: Commands) -> None:
     revoke.set_defaults(run=_token_revoke)
     for part in (create, listed, rotate, revoke):
         _add_settings(part, shown=("data",))
+
+
+def _add_audit(commands: Commands) -> None:
+    audit = _command(
+        commands,
+        "audit",
+        "check that an audit file is as it was written",
+        "Names every line of an audit file that was changed, taken out or put in, and exits with 1 when there is any.",
+        "headrace audit /var/log/headrace/audit.jsonl",
+    )
+    audit.add_argument("file", type=Path, metavar="FILE", help="what `audit_file` named when it was written")
+    audit.set_defaults(run=_audit)
 
 
 def _add_config(commands: Commands) -> None:
@@ -407,6 +420,12 @@ def _token_revoke(given: Namespace) -> int:
     from service.commands.token import revoke
 
     return revoke(settle(given).settings, ids=given.ids)
+
+
+def _audit(given: Namespace) -> int:
+    from service.commands.audit import check_audit
+
+    return check_audit(given.file)
 
 
 def _config_show(given: Namespace) -> int:

@@ -14,6 +14,8 @@ import orjson
 import pytest
 
 from service.audit import Audit
+from service.commands.audit import check_audit
+from service.commands.failure import CommandFailed
 from service.commands.token import create, revoke, rotate
 from storage.access import open_tokens
 from storage.settings import Settings
@@ -165,3 +167,62 @@ def test_lines_of_several_writers_do_not_mix(tmp_path):
         writer.close()
 
     assert len(events(file)) == 400
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """An audit of two writers with five lines each, one after the other in turns."""
+    file = tmp_path / "audit.jsonl"
+    writers = [Audit(str(file)) for _ in range(2)]
+    token = Token(id=token_id(ADMIN), name="x", hash=b"", grants=())
+    for number in range(10):
+        writers[number % 2].record_token(token, change=f"change {number}", grants="\udcff")
+    for writer in writers:
+        writer.close()
+    return file
+
+
+def test_an_audit_that_nobody_changed_is_whole(written, capsys):
+    assert check_audit(written) == 0
+    assert "as it was written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "reason"),
+    [
+        (lambda lines: [*lines[:4], lines[4].replace(b"change 4", b"change 5"), *lines[5:]], 5, "not what its writer"),
+        (lambda lines: [*lines[:4], *lines[5:]], 6, "lines 3 to 3 of its writer are missing"),
+        (lambda lines: lines[1:], 2, "lines 1 to 1 of its writer are missing"),
+        (lambda lines: [*lines[:4], lines[2], *lines[4:]], 5, "before lines above it"),
+        (lambda lines: [*lines[:3], lines[3][:40] + b"\n", *lines[4:]], 4, "not a whole one"),
+        (lambda lines: [*lines, b'{"event":"write.audited"}\n'], 11, "no line of an audit"),
+    ],
+    ids=["changed", "taken out", "the first taken out", "repeated", "cut", "put in"],
+)
+def test_a_change_in_an_audit_is_found(written, capsys, change, line, reason):
+    written.write_bytes(b"".join(change(written.read_bytes().splitlines(keepends=True))))
+
+    assert check_audit(written) == 1
+    said = capsys.readouterr().out
+    assert f":{line}: " in said
+    assert reason in said
+
+
+def test_after_a_line_that_was_not_written_whole_the_next_ones_are_good(monkeypatch, written, capsys):
+    audit = Audit(str(written))
+    token = Token(id=token_id(ADMIN), name="x", hash=b"", grants=())
+    audit.record_token(token, change="before", grants="")
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, text: real(file, text[:30]))
+    audit.record_token(token, change="cut", grants="")
+    monkeypatch.undo()
+    audit.record_token(token, change="after", grants="")
+    audit.close()
+
+    assert check_audit(written) == 1
+    assert capsys.readouterr().out.count("not a whole one") == 1
+
+
+def test_no_file_is_no_audit(tmp_path):
+    with pytest.raises(CommandFailed, match="No such file"):
+        check_audit(tmp_path / "none")

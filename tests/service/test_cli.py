@@ -20,7 +20,7 @@ from service.version import VERSION
 from storage.configuration import all_settings
 from storage.limits import CLOUDFLARE
 
-COMMANDS = ("up", "serve", "work", "dev", "demo", "sample", "migrate", "token", "config")
+COMMANDS = ("up", "serve", "work", "dev", "demo", "sample", "migrate", "token", "audit", "config")
 
 
 def headrace(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
