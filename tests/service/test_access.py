@@ -6,11 +6,24 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.app import create_app
+from service.gate import Gate
+from storage.access import open_tokens
 from storage.errors import StateDamaged
 from storage.interfaces import Health
 from storage.settings import Settings
+from storage.tokens import (
+    Standing,
+    Token,
+    TokenId,
+    grant_text,
+    parse_grant,
+    token_hash,
+    token_id,
+)
 from tests.service.conftest import V2, Service, limited, serving
 
 TOKEN = "geheim-€"
@@ -176,3 +189,55 @@ async def test_while_the_catalogue_cannot_be_read_nobody_is_let_in(locked: Servi
         assert (answer.status, answer.code) == (500, 49022)
         assert (await locked.get("/healthz", headers=headers)).json.keys() == {"status"}
         assert (await locked.get("/livez", headers=headers)).status == 200
+
+
+async def test_the_first_token_locks_a_service_that_was_open(service: Service):
+    assert (await service.get(V2)).status == 200
+    editor = await open_tokens(service.running.settings)
+    text = f"hr_aaaaaaaaaaaa_{'s' * 43}"
+    grants = (parse_grant("read:acc"),)
+    await editor.add(Token(id=token_id(text), name="first", hash=token_hash(text), grants=grants))
+    await editor.close()
+
+    assert (await service.get(V2, headers={"api-key": text})).status == 200, "known at once"
+    assert (await service.get(V2)).status == 401, "and to the others from then on"
+    assert (await service.post("docs/delete_by_ids", {"ids": ["a"]}, headers={"api-key": text})).status == 403
+
+
+class OneToken:
+    """A store of one token."""
+
+    def __init__(self, token: Token) -> None:
+        self._token = token
+
+    def find(self, id: TokenId) -> Token | None:
+        return self._token if id == self._token.id else None
+
+    def is_locked(self) -> bool:
+        return True
+
+
+RIGHT = f"hr_aaaaaaaaaaaa_{'s' * 43}"
+HEADER_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0") | st.characters(categories=["Cs"]))
+
+
+@given(
+    HEADER_TEXT
+    | st.builds(lambda end: f"hr_aaaaaaaaaaaa_{end}", HEADER_TEXT)
+    | st.builds(lambda end: RIGHT + end, HEADER_TEXT)
+)
+def test_no_text_but_the_token_is_taken_for_it_and_none_makes_the_gate_fall_over(text: str):
+    known = Token(id=token_id(RIGHT), name="x", hash=token_hash(RIGHT), grants=())
+    for configured in ("", "geheim-€"):
+        standing, token = Gate(OneToken(known), configured).look(text)
+        assert (standing is Standing.VALID) == (text in (RIGHT, configured) and text != "")
+        assert (token is None) == (standing in (Standing.MISSING, Standing.UNKNOWN))
+
+
+@given(st.text() | st.builds(lambda *parts: ":".join(parts), st.sampled_from(["read", "admin", "metrics"]), st.text()))
+def test_every_text_is_a_grant_that_is_written_as_it_was_read_or_refused(text: str):
+    try:
+        grant = parse_grant(text)
+    except ValueError:
+        return
+    assert parse_grant(grant_text(grant)) == grant
