@@ -12,7 +12,7 @@ from storage.backends.sqlite.building import BuildSource
 from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.inspection import inspect_index
 from storage.records import Sequence
-from storage.segment.read import OpenSegment
+from storage.segment.format import Ranges, joined
 from storage.segment.source import merge_source
 from storage.segment.write import SegmentOptions, write_column, write_segment
 from storage.snapshot import Mask, Part
@@ -64,21 +64,18 @@ def _do(job: BuildJob) -> BuildAnswer:
 def _seal(job: BuildJob, source: BuildSource) -> BuildAnswer:
     part, live = source.tail(job.through)
     first, last = source.manifest.state.sealed_through + 1, job.through
-    return _write(job, source, [(part, live)], first, last)
+    return _write(job, source, [(part, live)], ((first, last),))
 
 
 def _merge(job: BuildJob, source: BuildSource) -> BuildAnswer:
     rows = [row for row in source.manifest.segments if row.name in job.inputs]
     assert len(rows) == len(job.inputs), "the worker publishes, so nothing it named can be gone"
-    parts: list[tuple[Part, Mask]] = []
-    for row in rows:
-        segment: OpenSegment = source.segment(row.name)
-        parts.append((segment, source.live(segment)))
-    first, last = min(row.first_sequence for row in rows), max(row.last_sequence for row in rows)
-    return _write(job, source, parts, first, last)
+    segments = [source.segment(row.name) for row in rows]
+    parts: list[tuple[Part, Mask]] = [(segment, source.live(segment)) for segment in segments]
+    return _write(job, source, parts, joined(one for part in segments for one in part.document.covered))
 
 
-def _write(job: BuildJob, source: BuildSource, parts: list[tuple[Part, Mask]], first: int, last: int) -> BuildAnswer:
+def _write(job: BuildJob, source: BuildSource, parts: list[tuple[Part, Mask]], ranges: Ranges) -> BuildAnswer:
     if not any(np.any(live) for _, live in parts):
         return BuildAnswer()
     options = SegmentOptions(
@@ -89,11 +86,12 @@ def _write(job: BuildJob, source: BuildSource, parts: list[tuple[Part, Mask]], f
     )
     rows = merge_source(
         parts,
-        first_sequence=Sequence(first),
-        last_sequence=Sequence(last),
+        first_sequence=Sequence(ranges[0][0]),
+        last_sequence=Sequence(ranges[-1][1]),
         as_of=source.manifest.state.applied,
         metadata_indexes=source.manifest.metadata_indexes,
         killed=source.killed(job.inputs),
+        ranges=ranges,
     )
     return BuildAnswer(segment=write_segment(job.folder / "segments", job.name, rows, options))
 

@@ -25,7 +25,7 @@ primary. An unknown key or file is ignored, so that a later version can add some
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,20 @@ PRIMARY = (
     VECTORS,
 )
 _BLOCK_DIGITS = 16
+
+
+Ranges = tuple[tuple[int, int], ...]
+"""Runs of sequences, each from its first to its last."""
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Ranges that do not overlap, in order, with neighbours made one."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and found[-1][1] + 1 == first:
+            first = found.pop()[0]
+        found.append((first, last))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +147,14 @@ class SegmentDocument:
     tombstones: tuple[tuple[Label, Sequence], ...]
     columns: tuple[ColumnFile, ...]
     files: Mapping[str, FileSum] = field(default_factory=dict)
+    ranges: Ranges = ()
+    """The sequences from first to last that were sealed into it; empty in a segment that does not say, which covers
+    all between its first and its last. A merge of segments that are not neighbours has gaps, where others lie."""
+
+    @property
+    def covered(self) -> Ranges:
+        """The mutations whose rows are in here and nowhere else."""
+        return self.ranges or ((self.first_sequence, self.last_sequence),)
 
     def info(self, checksum: str) -> SegmentInfo:
         """The segment as a manifest names it."""
@@ -163,6 +185,7 @@ def pack_document(document: SegmentDocument) -> bytes:
             "first_sequence": document.first_sequence,
             "last_sequence": document.last_sequence,
             "as_of": document.as_of,
+            "ranges": document.ranges,
             "metric": document.metric,
             "dimensions": document.dimensions,
             "slots": [slot],
@@ -247,6 +270,7 @@ def _unpack(found: dict[str, Any]) -> SegmentDocument:
         metric=Metric(found["metric"]),
         dimensions=found["dimensions"],
         graph=_unpack_graph(found["slots"][0]["graph"]),
+        ranges=tuple((int(first), int(last)) for first, last in found.get("ranges", ())),
         tombstones=tuple((Label(label), Sequence(by)) for label, by in found["tombstones"]),
         columns=tuple(_unpack_column_file(column, files) for column in found["metadata_indexes"]),
         files=files,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import Label, MetadataIndex, Sequence
+from storage.segment.format import Ranges
 from storage.snapshot import Mask, Part
 
 BLOCK_BYTES = 8 * 1024 * 1024
@@ -34,7 +35,8 @@ class SegmentSource:
     columns may be lazy and are read from front to back. Sequences from `first_sequence` to `last_sequence`
     are the mutations the rows come from; everything applied up to `as_of` is taken into account, and
     `tombstones` are the labels among the rows that were dead by then, each with the sequence that killed it;
-    `killed` are those among the rows of other segments, kept so that a lost state can be made again.
+    `killed` are those among the rows of other segments, kept so that a lost state can be made again;
+    `ranges` are the sequences between first and last that are in here, where not all of them are.
     """
 
     labels: NDArray[np.uint64]
@@ -48,6 +50,7 @@ class SegmentSource:
     metadata_indexes: tuple[MetadataIndex, ...] = ()
     tombstones: tuple[tuple[Label, Sequence], ...] = ()
     killed: tuple[tuple[Label, Sequence], ...] = ()
+    ranges: Ranges = ()
 
     def __post_init__(self) -> None:
         assert len(self.labels) == len(self.ids) == len(self.namespaces) == len(self.metadata)
@@ -64,6 +67,7 @@ def merge_source(
     metadata_indexes: tuple[MetadataIndex, ...] = (),
     tombstones: tuple[tuple[Label, Sequence], ...] = (),
     killed: tuple[tuple[Label, Sequence], ...] = (),
+    ranges: Ranges = (),
     block_bytes: int = BLOCK_BYTES,
 ) -> SegmentSource:
     """The live rows of several parts of one index, in order of label. The parts stay open meanwhile."""
@@ -81,6 +85,7 @@ def merge_source(
         metadata_indexes=metadata_indexes,
         tombstones=tombstones,
         killed=killed,
+        ranges=ranges,
     )
 
 

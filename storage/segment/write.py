@@ -138,6 +138,7 @@ class _Writing:
             dimensions=options.dimensions,
             graph=graph,
             tombstones=source.tombstones,
+            ranges=source.ranges,
             columns=columns,
             files=self._files,
         )

@@ -17,11 +17,14 @@ from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.inspection import inspect_index
+from storage.backends.sqlite.migrate import migrate
 from storage.batch import pack_json
+from storage.errors import StateDamaged
 from storage.filters import FilterRules
 from storage.interfaces import ListRequest
 from storage.limits import RELAXED
 from storage.records import Action, Change, IndexSpec, MetadataIndex, MetadataType, MutationState
+from storage.segment.format import joined
 from tests.conftest import ACCOUNT, Running, batch, running_on
 
 Rows = dict[str, bytes]
@@ -226,6 +229,28 @@ async def test_a_damaged_segment_is_applied_again_where_the_log_still_has_it(sma
 
     found, _ = await salvaged(settings, spec, loses=False, capsys=capsys)
     assert found == rows
+
+
+async def test_an_older_state_in_its_place_is_refused(stopped):
+    settings, spec, _ = stopped
+    folder = DataFolder(settings.data).index(spec.id)
+    with closing(Reader(folder.state)) as reader:
+        [sealed] = reader.rows("SELECT sealed_through FROM progress")
+    execute(folder.log, "UPDATE head SET pruned_through = ?", sealed)
+    folder.state.unlink()
+    migrate(folder.state, "state")
+
+    async with running_on(settings) as running:
+        again = running.store.index(ACCOUNT, "docs")
+        with pytest.raises(StateDamaged, match="older"):
+            running.store.metadata_indexes(again)
+        with pytest.raises(StateDamaged, match="older"):
+            running.store.progress(again)
+
+
+def test_ranges_that_touch_are_one_and_a_gap_stays():
+    assert joined([(21, 30), (1, 10), (11, 20)]) == ((1, 30),)
+    assert joined([(21, 30), (1, 10)]) == ((1, 10), (21, 30))
 
 
 def flip(path: Path) -> None:

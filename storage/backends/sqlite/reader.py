@@ -28,7 +28,7 @@ from storage.backends.sqlite.migrate import is_current_by, migrate
 from storage.backends.sqlite.state import Advance, Manifest, PartRow, SegmentRow, State, StateReader
 from storage.batch import unpack_vectors
 from storage.errors import LogDamaged, SegmentDamaged, StateDamaged, StoreBusy
-from storage.records import IndexSpec, Label, Progress
+from storage.records import IndexSpec, Label, Progress, Sequence
 from storage.segment.format import ColumnFile
 from storage.segment.read import OpenSegment, open_segment
 from storage.snapshot import LivePart, Mask, Part, Snapshot
@@ -64,6 +64,7 @@ class IndexReader:
         self._seen_version = -1
         self._checked_log_at = -1
         self._state = self._state_reader.state()
+        self._check_age()
         self._opened: _Opened | None = None
         self._swap_not_before = 0.0
 
@@ -79,6 +80,16 @@ class IndexReader:
             self._state = self._state_reader.state()
             self._seen_version = version
         return self._state
+
+    def _check_age(self) -> None:
+        """Refuse a state that has not sealed what the log gave up for it: an older one lies in its place.
+
+        The state is read again before it is refused: both may have moved on since it was.
+        """
+        pruned_through = self._log.head()[1]
+        if pruned_through > self._state.sealed_through:
+            self._state = self._state_reader.state()
+            check_age(self.spec.name, self._state, pruned_through)
 
     def check_log(self) -> None:
         """Compare the log with what was applied of it; once for each moment. Raises LogDamaged.
@@ -271,6 +282,16 @@ class IndexReader:
 
 def _key(row: SegmentRow) -> str:
     return f"{row.name}@{row.published_ms}"
+
+
+def check_age(index: str, state: State, pruned_through: Sequence) -> None:
+    """Raise StateDamaged where the log gave up bodies that the state does not know to be sealed."""
+    if pruned_through > state.sealed_through:
+        raise StateDamaged(
+            f"index {index!r} has sealed mutations up to {state.sealed_through}, and its log gave up "
+            f"those up to {pruned_through}: its state is an older one; restore the newer, or run "
+            "`headrace doctor --salvage`"
+        )
 
 
 def check_applied(index: str, state: State, log: LogReader) -> None:

@@ -150,11 +150,7 @@ class _Salvage:
             return pieces
         chosen: list[_Piece] = []
         for piece in sorted(pieces, key=lambda piece: (-piece.document.as_of, -piece.document.rows)):
-            one = piece.document
-            if all(
-                one.last_sequence < other.document.first_sequence or other.document.last_sequence < one.first_sequence
-                for other in chosen
-            ):
+            if not any(_overlap(piece.document, other.document) for other in chosen):
                 chosen.append(piece)
         return chosen
 
@@ -176,12 +172,12 @@ class _Salvage:
         if not damaged:
             return pieces, sealed
         through = min(damaged) - 1
-        while any(piece.document.first_sequence <= through < piece.document.last_sequence for piece in pieces):
-            through = min(
-                piece.document.first_sequence - 1
-                for piece in pieces
-                if piece.document.first_sequence <= through < piece.document.last_sequence
-            )
+        while crossed := [
+            piece.document.first_sequence - 1
+            for piece in pieces
+            if piece.document.first_sequence <= through < piece.document.last_sequence
+        ]:
+            through = min(crossed)
         if bodies_from > through + 1:
             return pieces, sealed
         return [piece for piece in pieces if piece.document.last_sequence <= through], through
@@ -309,6 +305,11 @@ class _Live:
         _write_segment_row(statements, info)
 
 
+def _overlap(one: SegmentDocument, other: SegmentDocument) -> bool:
+    """Whether both have rows of the same mutations: then the later made is what replaced the other."""
+    return any(first <= end and begin <= last for first, last in one.covered for begin, end in other.covered)
+
+
 def _write_segment_row(statements: Statements, info: SegmentInfo) -> None:
     statements.rows(
         "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -381,5 +382,6 @@ def _whole_rows(piece: _Piece) -> SegmentSource:
         last_sequence=Sequence(document.last_sequence),
         as_of=Sequence(document.as_of),
         metadata_indexes=tuple(column.metadata_index for column in document.columns),
+        ranges=document.ranges,
         tombstones=tuple((Label(label), Sequence(by)) for label, by in document.tombstones),
     )

@@ -25,10 +25,10 @@ from storage.backends.sqlite.glance import Glance, glance
 from storage.backends.sqlite.log import LoggedMutation
 from storage.backends.sqlite.pruning import LogPruner
 from storage.backends.sqlite.publishing import StateWriter
-from storage.backends.sqlite.reader import IndexReader, check_applied
+from storage.backends.sqlite.reader import IndexReader, check_age, check_applied
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader
 from storage.chain import read_witness
-from storage.errors import StateDamaged, StorageError
+from storage.errors import StorageError
 from storage.files import TEMPORARY_PREFIX, fsync_folder
 from storage.records import IndexId, IndexSpec, MetadataIndex, Sequence
 from storage.segment.format import SegmentInfo
@@ -183,11 +183,7 @@ class WorkIndex:
     def _check_second_witness(self, state: State) -> None:
         """The state remembers the last mutation it applied, and the log what it gave up for the state's segments."""
         _, pruned_through = self._reader.log.head()
-        if pruned_through > state.sealed_through:
-            raise StateDamaged(
-                f"index {self.spec.name!r} has sealed mutations up to {state.sealed_through}, and its log gave up "
-                f"those up to {pruned_through}: its state is an older one; restore the newer, nothing was touched"
-            )
+        check_age(self.spec.name, state, pruned_through)
         check_applied(self.spec.name, state, self._reader.log)
 
     def check_held(self) -> None:
