@@ -86,14 +86,21 @@ def has_npm() -> bool:
 
 @cache
 def node_folder() -> Path:
-    """The folder of a `node` that is new enough."""
+    """The folder of a `node` that is new enough, or of the version that the variable CLIENTS_NODE asks for."""
+    asked = os.environ.get("CLIENTS_NODE", "")
+    if asked:
+        return _installed_node(Project(f"node-{asked}", (f"node@{asked}",)))
     own = shutil.which("node")
     if own is not None:
         text = subprocess.run([own, "--version"], capture_output=True, text=True, check=True).stdout
         if tuple(int(part) for part in re.findall(r"\d+", text)[:2]) >= NODE_WANTED:
             return Path(own).parent
-    NODE.install()
-    return NODE.folder / "node_modules" / "node" / "bin"
+    return _installed_node(NODE)
+
+
+def _installed_node(project: Project) -> Path:
+    project.install()
+    return project.folder / "node_modules" / "node" / "bin"
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.contract.clients.command_line import walk
 from tests.contract.clients.installing import Project
-from tests.contract.clients.ways import CURRENT, MINIFLARE_4, Way, proxied, vite, vitest, wrangler
+from tests.contract.clients.ways import CURRENT, MINIFLARE_4, Way, proxied, typed, vite, vitest, wrangler
 
 OLDEST = Project("wrangler-4.36", ("wrangler@4.36.0",))
 OLDER = Project("wrangler-4.100", ("wrangler@4.100.0",))
@@ -12,6 +12,7 @@ VITE = Project("vite", ("vite@8.3.8", "@cloudflare/vite-plugin@1.64.0", "wrangle
 VITEST = Project("vitest", ("vitest@5.1.1", "@cloudflare/vitest-plugin@1.5.0"))
 VITEST_OLD = Project("vitest-old", ("vitest@4.1.12", "@cloudflare/vitest-pool-workers@0.23.0"))
 SDK = Project("sdk", ("cloudflare@7.3.0",))
+TYPES = Project("types", ("typescript@7.0.2", "@cloudflare/workers-types@5.20261117.1", "vitest@5.1.1"))
 MASTRA = Project("mastra", ("@mastra/vectorize@0.11.17",))
 
 WAYS = (
@@ -71,6 +72,7 @@ WAYS = (
         package="@mastra/vectorize",
         run=lambda stage: stage.printed(["node", "mastra.mjs"]),
     ),
+    Way(name="types of the npm package", project=TYPES, package="typescript", run=typed),
     Way(name="wrangler vectorize", project=CURRENT, package="wrangler", run=walk),
 )
 """What CI runs."""

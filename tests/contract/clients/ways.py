@@ -186,6 +186,12 @@ def vite(stage: Stage) -> Results:
     return stage.served(stage.command(*command))
 
 
+def typed(stage: Stage) -> Results:
+    """What the compiler says of code that uses the package."""
+    done = stage.finished(stage.command("tsc", "--project", "tsconfig.json"))
+    return [("the types fit", "" if done.returncode == 0 else done.stdout)]
+
+
 def vitest(stage: Stage, package: str) -> Results:
     """In tests of vitest, which starts a server unless there is one."""
     stage.replace("@cloudflare/vitest-plugin", package, "vitest.config.mjs")
