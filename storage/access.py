@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 
 from storage.backends.sqlite.folder import DataFolder
-from storage.backends.sqlite.migrate import is_current
+from storage.backends.sqlite.migrate import is_current, migrate
 from storage.backends.sqlite.tokens import KnownTokens, TokenEditor
 from storage.settings import Settings
 
@@ -18,8 +19,16 @@ def has_catalogue(settings: Settings) -> bool:
 async def open_tokens(settings: Settings) -> TokenEditor:
     """Open the tokens for changes, making the data folder when there is none. Raises SchemaTooNew, SchemaChanged."""
     data = DataFolder(settings.data)
-    data.prepare()
+    await asyncio.to_thread(_prepare, data)
     return await TokenEditor.open(data.control)
+
+
+def _prepare(data: DataFolder) -> None:
+    # Beside a running service nothing is touched that need not be: it may be waiting for this very process.
+    if not data.control.is_file():
+        data.prepare()
+    elif not is_current(data.control, "control"):
+        migrate(data.control, "control")
 
 
 def is_locked(settings: Settings) -> bool:
