@@ -199,6 +199,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _running(folder: Path) -> Iterator[str]:
     """`headrace dev` until the block ends; its address."""
     arguments = ["dev", "--port", "0", "--data", str(folder / "data"), "--writes-wait", "--log-level", "warning"]
+    arguments.append("--stop-with-input")
     log = folder / "log"
     with (
         log.open("wb") as errors,
@@ -206,7 +207,7 @@ def _running(folder: Path) -> Iterator[str]:
             [*_program(), *arguments],
             cwd=folder,
             env={name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -41,6 +41,8 @@ class Settings:
     """Indexes to make at start: `name:dimensions:metric` or `name:preset`, separated by commas."""
     binding_creates_indexes: bool = False
     """A Worker's first write to an index that does not exist makes it, with that vector's dimensions and cosine."""
+    stop_with_input: bool = False
+    """Stop when standard input ends: for a program that starts a server for itself and may be killed."""
     log_format: str = "auto"
     """`json`, `console`, or `auto`: console on a terminal, JSON elsewhere."""
     log_level: str = "info"

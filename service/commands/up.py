@@ -17,6 +17,7 @@ import structlog
 from service.audit import Audit
 from service.commands.children import ChildPlan
 from service.commands.failure import CommandFailed
+from service.commands.leash import stop_at_end_of_input
 from service.commands.listeners import Address, bind, resolve_address
 from service.commands.rest import DUPLICATE_NAME, Api, ApiRefused
 from service.commands.supervise import Supervisor
@@ -65,6 +66,8 @@ async def _until_stopped(settings: Settings, crew: Crew, *, teach: bool) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if settings.stop_with_input:
+        stop_at_end_of_input(stop)
     reload = asyncio.Event()
     if settings.tls_certificate or settings.audit_file:
         # Only where there is something to read again: without, a terminal that is closed ends us by this signal.

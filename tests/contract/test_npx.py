@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pytest
 from service.npm.tarball import SOURCE
 from tests.contract.clients.installing import environment, has_npm
 from tests.contract.clients.ways import MINIFLARE_4, Stage, free_port
-from tests.contract.program import ROOT, Program, running
+from tests.contract.program import ROOT, Program, eventually, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_npm(), reason="needs npm")]
 CLI = SOURCE / "cli.mjs"
@@ -192,3 +193,29 @@ def test_a_worker_with_the_token_comes_in(locked: Program) -> None:
 
     assert "vectorize.index.not_found" in done.stdout
     assert "(Headrace at" in done.stdout
+
+
+def test_a_server_that_was_started_does_not_outlive_a_command_that_is_killed(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with subprocess.Popen(
+        ["node", str(CLI), "--url", url, "node", "-e", "console.log('runs'); setInterval(() => 0, 1000)"],
+        cwd=tmp_path,
+        env=environment(PATH=path_with_program(tmp_path)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"runs\n"
+        urllib.request.urlopen(f"{url}/livez", timeout=60).close()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    eventually("the server is gone", lambda: not answers(url))
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/livez", timeout=60).close()
+    except OSError:
+        return False
+    return True

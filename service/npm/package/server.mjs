@@ -64,10 +64,11 @@ export async function start(options, { data, quiet = true } = {}) {
     );
   }
   const host = hostname.replace(/[[\]]/g, "");
-  const given = ["dev", "--host", host, "--port", port || "80", ...(data ? ["--data", data] : [])];
+  const given = ["dev", "--stop-with-input", "--host", host, "--port", port || "80", ...(data ? ["--data", data] : [])];
   if (options.wait) given.push("--writes-wait");
   const child = spawn(command, [...given, ...(quiet ? ["--log-level", "warning"] : [])], {
-    stdio: ["ignore", "pipe", "inherit"],
+    // Its input ends with us, however we end, and it stops then.
+    stdio: ["pipe", "pipe", "inherit"],
     // A group of its own: Ctrl-C is for the command that uses the server, which stops it when it has ended.
     detached: process.platform !== "win32",
   });
@@ -77,6 +78,7 @@ export async function start(options, { data, quiet = true } = {}) {
   child.stdout.resume();
   child.unref();
   child.stdout.unref?.();
+  child.stdin.unref?.();
   return { url: found[1], command, data: found[2], stop: () => stop(child) };
 }
 
