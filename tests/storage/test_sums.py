@@ -10,7 +10,7 @@ import pytest
 from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
-from storage.backends.sqlite.state import StateReader
+from storage.backends.sqlite.state import StateReader, labels_of
 from storage.batch import pack_json
 from storage.errors import StateDamaged
 from storage.limits import RELAXED
@@ -103,3 +103,10 @@ async def test_every_other_row_is_compared_before_anything_lasting_is_made_of_it
     if changed:
         with pytest.raises(StateDamaged):
             verify(state)
+
+
+@pytest.mark.parametrize("row", [("v1", None), ("v1", -30347), ("v1", "7"), ("v1", 1.5), (None, 7), (b"v1", 7)])
+def test_a_row_that_could_never_be_written_is_damage_and_no_crash(row):
+    """A flipped bit in the head of a record changes the type of a value, whatever the table says."""
+    with pytest.raises(StateDamaged):
+        labels_of([("v0", 1), row])

@@ -146,6 +146,8 @@ def _chunk(reader: StateReader, prefix: str, at: Sequence, after: str, count: in
         "AND (removed = 0 OR removed > ?) ORDER BY id LIMIT ?",
         (after, low, high, high, at, at, count),
     )
+    if not all(type(id) is str for (id,) in rows):
+        raise StateDamaged("state.db is damaged: a vector has an id that was never written")
     return [id for (id,) in rows]
 
 

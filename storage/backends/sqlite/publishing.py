@@ -24,6 +24,7 @@ from storage.backends.sqlite.state import (
     ManifestMoved,
     SegmentRow,
     State,
+    labels_of,
     state_of,
 )
 from storage.backends.sqlite.sums import Change, Sums, checksum, index_of, sums_of
@@ -70,7 +71,7 @@ class StateWriter:
             "SELECT id, label FROM vectors WHERE removed = 0 AND id IN (SELECT value FROM json_each(?))",
             (orjson.dumps(list(ids)).decode(),),
         )
-        return dict(rows)
+        return labels_of(rows)
 
     async def count_try(self, epoch: int, sequence: Sequence) -> int:
         """Remember, before it is tried, that applying a mutation alone is begun; say how often it was."""

@@ -207,7 +207,7 @@ class StateReader:
             "AND added <= ? AND (removed = 0 OR removed > ?)",
             (orjson.dumps(list(ids)).decode(), at, at),
         )
-        return dict(rows)
+        return labels_of(rows)
 
     def rows(self, sql: str, values: Items[object] = ()) -> list[Row]:
         """Read what is committed."""
@@ -254,6 +254,13 @@ def _check_sums(state: State, tombstones: list[Row], tables: Mapping[str, list[R
         raise StateDamaged(f"state.db has a row that was never written: {error}") from error
     if (signed(found % MODULUS), signed(killed % MODULUS)) != (state.sums.manifest, state.sums.tombstones):
         raise StateDamaged("state.db is damaged: its manifest or its tombstones are not what was written")
+
+
+def labels_of(rows: Items[Row]) -> dict[str, int]:
+    """Rows (id, label) as a dictionary. A damaged row can hold anything, whatever its table says of types."""
+    if not all(type(id) is str and type(label) is int and label >= 0 for id, label in rows):
+        raise StateDamaged("state.db is damaged: a vector has an id or a label that was never written")
+    return dict(rows)
 
 
 def state_of(row: Row, index: str) -> State:
