@@ -46,16 +46,11 @@ def vector_answer(record: Record, *, values: bool = True, metadata: bool = True)
 
 
 def match_answer(
-    hit: Hit,
-    *,
-    values: bool,
-    metadata: ReturnMetadata,
-    indexes: Sequence[MetadataIndex],
-    string_bytes_max: int,
+    hit: Hit, values: bool, metadata: ReturnMetadata, indexes: Sequence[MetadataIndex], string_bytes_max: int
 ) -> Answer:
     """One match of a query."""
-    part, row = hit.part, hit.row
-    answer: Answer = {"id": hit.id, "score": answer_score(hit.score)}
+    id, score, part, row = hit
+    answer: Answer = {"id": id, "score": answer_score(score)}
     if values:
         answer["values"] = part.vectors[row].astype(np.float64)
     namespace = part.namespace_of(row)

@@ -124,21 +124,24 @@ def _split(body: bytes) -> tuple[NDArray[np.float64] | None, object]:
 def _split_quickly(body: bytes) -> tuple[NDArray[np.float64], bytes] | None:
     """The vector, and the rest of the body with `true` in its place; None for a body out of the ordinary.
 
-    The rest is what the caller repeats from query to query. Ordinary is a body with one array, right behind the only
+    The rest is what the caller repeats from query to query. Ordinary is a body with an array right behind the only
     "vector" in it, and without a backslash: then no text can look like a key, and no key be spelled in two ways. So
     where the rest has a vector, it is this one.
     """
     found = _VECTOR.search(body)
-    if found is None or body.count(b"[") != 1 or body.count(b'"vector"') != 1 or b"\\" in body:
+    if found is None:
         return None
     start, end = found.end() - 1, body.find(b"]", found.end()) + 1
+    rest = b"%btrue%b" % (body[:start], body[end:])
+    if rest.count(b'"vector"') != 1 or b"\\" in rest:
+        return None
     try:
         numbers: Any = simdjson.Parser().parse(body[start:end])
         vector = np.frombuffer(numbers.as_buffer(of_type="d"), dtype=np.float64)
     except (ValueError, TypeError, AttributeError, RuntimeError):
         # As in `vectors`: the plain reader finds out what it was and explains.
         return None
-    return vector, b"%btrue%b" % (body[:start], body[end:])
+    return vector, rest
 
 
 def _top_k(model: QueryBody, limits: Limits) -> int:

@@ -27,6 +27,8 @@ _INDEX = f"{_INDEXES}/{{name}}"
 _V1 = "/accounts/{account}/vectorize/indexes"
 
 _ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    # The first: paths are compared with these in order.
+    (hdrs.METH_POST, f"{_INDEX}/query", routes_query.query),
     (hdrs.METH_POST, _INDEXES, routes_indexes.create_index),
     (hdrs.METH_GET, _INDEXES, routes_indexes.list_indexes),
     (hdrs.METH_GET, _INDEX, routes_indexes.get_index),
@@ -39,7 +41,6 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     (hdrs.METH_POST, f"{_INDEX}/get_by_ids", routes_vectors.get_by_ids),
     (hdrs.METH_POST, f"{_INDEX}/count", routes_vectors.count),
     (hdrs.METH_GET, f"{_INDEX}/list", routes_vectors.list_vectors),
-    (hdrs.METH_POST, f"{_INDEX}/query", routes_query.query),
     (hdrs.METH_POST, f"{_INDEX}/metadata_index/create", routes_metadata.create_metadata_index),
     (hdrs.METH_POST, f"{_INDEX}/metadata_index/delete", routes_metadata.delete_metadata_index),
     (hdrs.METH_GET, f"{_INDEX}/metadata_index/list", routes_metadata.list_metadata_indexes),

@@ -106,16 +106,9 @@ async def _vector(
 
 
 def _answer(snapshot: Snapshot, shape: Shape, found: Found, stages: Stages, limits: Limits) -> dict[str, object]:
-    matches = [
-        match_answer(
-            hit,
-            values=shape.body.return_values,
-            metadata=shape.body.return_metadata,
-            indexes=snapshot.metadata_indexes,
-            string_bytes_max=limits.metadata_index_bytes_max,
-        )
-        for hit in found.hits
-    ]
+    values, metadata, indexes = shape.body.return_values, shape.body.return_metadata, snapshot.metadata_indexes
+    bytes_max = limits.metadata_index_bytes_max
+    matches = [match_answer(hit, values, metadata, indexes, bytes_max) for hit in found.hits]
     stages.ended("answer")
     answer: dict[str, object] = {"count": len(matches), "matches": matches}
     if shape.timing:
