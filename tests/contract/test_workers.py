@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.contract.clients.installing import has_npm
-from tests.contract.clients.matrix import WAYS
-from tests.contract.clients.ways import Way
-from tests.contract.program import Program, running
+from tests.contract.clients.installing import environment, has_npm
+from tests.contract.clients.matrix import VITEST, WAYS
+from tests.contract.clients.ways import Stage, Way
+from tests.contract.program import ROOT, Program, running
 
 NUMBERS = itertools.count(1)
 LIKE_DEV = ("--profile", "cloudflare", "--processes", "2", "--binding-creates-indexes")
@@ -34,3 +37,29 @@ def test_the_sample_worker_passes_every_case(dev: Program, way: Way) -> None:
 
     assert [case for case in found if case[1]] == []
     assert len(found) >= 3
+
+
+def test_vitest_has_a_server_of_its_own_that_leaves_nothing_behind(dev: Program, tmp_path: Path) -> None:
+    VITEST.install(dev)
+    stage = Stage(dev, VITEST, f"own-{os.getpid()}")
+    command = tmp_path / "bin" / "headrace"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -P -m service "$@"\n')
+    command.chmod(0o755)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    path = os.pathsep.join([str(command.parent), environment()["PATH"]])
+    done = subprocess.run(
+        stage.command("vitest", "run"),
+        cwd=stage.folder,
+        env=environment(PATH=path, TMPDIR=str(temporary)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    stage.close()
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+    assert [found.name for found in temporary.glob("headrace-*")] == []

@@ -51,7 +51,7 @@ export function remark(status, options) {
 }
 
 /** Start `headrace dev`. Resolves with `{ url, command, data, stop }` when it answers; throws Unusable. */
-export async function start(options, { data, quiet = true } = {}) {
+export async function start(options, { data, level = "warning" } = {}) {
   const { hostname, port, protocol } = new URL(options.url);
   if (protocol !== "http:" || !["127.0.0.1", "localhost", "[::1]"].includes(hostname)) {
     throw new Unusable(`nothing answers at ${options.url}, and it is not this machine's to start`);
@@ -66,7 +66,7 @@ export async function start(options, { data, quiet = true } = {}) {
   const host = hostname.replace(/[[\]]/g, "");
   const given = ["dev", "--stop-with-input", "--host", host, "--port", port || "80", ...(data ? ["--data", data] : [])];
   if (options.wait) given.push("--writes-wait");
-  const child = spawn(command, [...given, ...(quiet ? ["--log-level", "warning"] : [])], {
+  const child = spawn(command, [...given, "--log-level", level], {
     // Its input ends with us, however we end, and it stops then.
     stdio: ["pipe", "pipe", "inherit"],
     // A group of its own: Ctrl-C is for the command that uses the server, which stops it when it has ended.
@@ -134,14 +134,14 @@ export function find(env = process.env, folder = process.cwd()) {
 }
 
 /** Find a server or start one; returns its status, what was done in words, and how to undo it. */
-export async function ensure(given = {}, { mayStart = true, data } = {}) {
+export async function ensure(given = {}, { mayStart = true, data, level } = {}) {
   const options = settings.resolveOptions(given);
   const status = await look(options);
   if (status !== undefined) {
     return { options, status, said: [`uses the server at ${options.url}`], stop: async () => {} };
   }
   if (!mayStart) throw new Unusable(`nothing answers at ${options.url}; start it with: headrace dev`);
-  const server = await start(options, { data });
+  const server = await start(options, { data, level });
   const running = { ...options, url: server.url };
   const said = [
     `started ${server.command} dev at ${server.url} (data in ${server.data}); it stops with this command`,

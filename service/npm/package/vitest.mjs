@@ -15,7 +15,7 @@ export default async function setup(project) {
   const folder = own ? fs.mkdtempSync(path.join(os.tmpdir(), "headrace-vitest-")) : undefined;
   // Port 0 is free for sure, and nothing ever answers there.
   const given = own ? { url: "http://127.0.0.1:0", wait: true } : { wait: true };
-  const { options, stop } = await ensure(given, { mayStart: own, data: folder });
+  const { options, stop } = await ensure(given, { mayStart: own, data: folder, level: "error" });
   Object.assign(process.env, settings.environmentOf(options));
   // Miniflare runs in this process, and may have been loaded by the configuration already.
   await import("./register.cjs");
