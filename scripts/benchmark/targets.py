@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from scripts.benchmark.plan import COMPARED
 from scripts.benchmark.results import Measurement, pick
+from storage.settings import Settings
 
 NOT_MEASURED = "not measured"
 IDLE_MAX = (("descriptors", 1_000, ""), ("private", 300, "MB"), ("cpu", 0.02, "s/s"), ("wake-ups", 100, "/s"))
