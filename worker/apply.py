@@ -20,7 +20,7 @@ from storage.chain import hash_body, link
 from storage.errors import BatchDamaged, FilterInvalid, LogDamaged
 from storage.filters import FilterRules, from_json
 from storage.masks import matching
-from storage.records import Action
+from storage.records import Action, MetadataIndex
 from storage.settings import Settings
 from storage.snapshot import rows_of
 from storage.telemetry import WRITE_TO_VISIBLE
@@ -77,7 +77,7 @@ async def _apply(index: WorkIndex, state: State, batch: Items[LoggedMutation], f
 
 def verify(mutations: Items[LoggedMutation], state: State) -> None:
     """Follow the chain from the last applied mutation. Raises LogDamaged: what comes next is not what was written."""
-    chain, expected = state.applied_chain, state.applied + 1
+    chain, expected, through = state.applied_chain, state.applied + 1, state.applied_bytes
     for mutation in mutations:
         if mutation.sequence != expected:
             raise LogDamaged(f"mutation {expected} is missing from the log; the next one is {mutation.sequence}")
@@ -94,6 +94,9 @@ def verify(mutations: Items[LoggedMutation], state: State) -> None:
         )
         if chain != mutation.chain:
             raise LogDamaged(f"mutation {mutation.sequence} does not follow from the one before it")
+        through += len(mutation.body)
+        if mutation.bytes_through != through:
+            raise LogDamaged(f"mutation {mutation.sequence} counts {mutation.bytes_through} bytes, not {through}")
         expected += 1
 
 
@@ -131,12 +134,31 @@ def _fold(planner: Planner, index: WorkIndex, mutation: LoggedMutation) -> None:
         case Action.DELETE:
             planner.delete(mutation.sequence, unpack_ids(body))
         case Action.CREATE_METADATA_INDEX:
-            named = mutation.metadata_index
-            planner.create_metadata_index(mutation.sequence, index.accepted_metadata_index(named) if named else None)
+            planner.create_metadata_index(mutation.sequence, _accepted(index, mutation))
         case Action.DELETE_METADATA_INDEX:
-            planner.delete_metadata_index(mutation.sequence, mutation.metadata_index)
+            accepted = _accepted(index, mutation)
+            planner.delete_metadata_index(mutation.sequence, accepted.id if accepted is not None else 0)
         case Action.DELETE_BY_FILTER:
             raise AssertionError("applied by itself")
+
+
+def _accepted(index: WorkIndex, mutation: LoggedMutation) -> MetadataIndex | None:
+    """The metadata index that a mutation is about, which its number and its body must agree on. Raises LogDamaged."""
+    if not mutation.metadata_index:
+        return None
+    assert mutation.body is not None, "verified"
+    document = unpack_json(mutation.body)
+    accepted = index.accepted_metadata_index(mutation.metadata_index)
+    named = document if isinstance(document, dict) else {}
+    if (
+        accepted is None
+        or named.get("property", accepted.property) != accepted.property
+        or named.get("type", accepted.type) != accepted.type
+    ):
+        raise LogDamaged(
+            f"mutation {mutation.sequence} is about metadata index {mutation.metadata_index}, its body about another"
+        )
+    return accepted
 
 
 async def _delete_by_filter(index: WorkIndex, planner: Planner, mutation: LoggedMutation, state: State) -> None:

@@ -87,7 +87,7 @@ class BuildAnswer:
         fields = orjson.loads(text)
         segment = fields["segment"]
         findings = tuple(
-            Finding(Part(one["part"]), one["message"], tuple(one["sequences"]), one["segment"])
+            Finding(Part(one["part"]), one["message"], tuple(one["sequences"]), one["segment"], one["is_certain"])
             for one in fields["findings"]
         )
         return cls(**fields | {"segment": segment and SegmentInfo(**segment), "findings": findings})

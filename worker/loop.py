@@ -19,7 +19,7 @@ from storage.backends.sqlite.driver import DatabaseError
 from storage.backends.sqlite.state import LeaseLost
 from storage.backends.sqlite.workshop import Workshop
 from storage.doorbell import Doorbell, Side
-from storage.errors import Damaged, LogDamaged, SegmentDamaged, Unavailable
+from storage.errors import Damaged, LogDamaged, SegmentDamaged, StateDamaged, Unavailable
 from storage.records import IndexId, Sequence
 from storage.runtime import runtime_folder
 from storage.settings import Settings
@@ -201,6 +201,8 @@ class Loop:
                 await tending.index.note_log_damage(str(error))
             elif isinstance(error, SegmentDamaged):
                 await tending.index.publish_again([row.name for row in tending.index.segments()])
+            elif isinstance(error, StateDamaged):
+                await tending.index.condemn_if_damaged()
 
     def is_halted(self, id: IndexId) -> bool:
         """Whether this worker leaves an index alone, because it contradicts itself."""

@@ -107,10 +107,10 @@ class Scrubber:
         segments = tuple(dict.fromkeys(finding.segment for finding in found if finding.segment))
         if segments:
             await self._index.publish_again(segments)
-        of_log = [finding.message for finding in found if finding.part is Part.LOG]
+        of_log = [finding.message for finding in found if finding.part is Part.LOG and finding.is_certain]
         if of_log:
             await self._index.note_log_damage(of_log[0])
-        of_state = [finding.message for finding in found if finding.part is Part.STATE]
+        of_state = [finding.message for finding in found if finding.part is Part.STATE and finding.is_certain]
         if of_state:
             await self._index.condemn()
             raise StateDamaged(of_state[0])

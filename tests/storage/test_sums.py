@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from storage.backends.sqlite.database import Reader
+from storage.backends.sqlite.database import Reader, Statements
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
+from storage.backends.sqlite.inspection import is_certain
+from storage.backends.sqlite.publishing import condemn
 from storage.backends.sqlite.state import StateReader, labels_of
 from storage.batch import pack_json
 from storage.errors import StateDamaged
@@ -110,3 +112,17 @@ def test_a_row_that_could_never_be_written_is_damage_and_no_crash(row):
     """A flipped bit in the head of a record changes the type of a value, whatever the table says."""
     with pytest.raises(StateDamaged):
         labels_of([("v0", 1), row])
+
+
+async def test_a_condemned_state_stays_condemned(state):
+    for _ in range(3):
+        with closing(connect(state, isolation_level=None)) as connection:
+            condemn(Statements(connection))
+        with closing(StateReader(Reader(state))) as reader, pytest.raises(StateDamaged):
+            reader.state()
+
+
+def test_what_cannot_be_read_now_is_not_damage():
+    assert is_certain(StateDamaged("state.db is damaged: rows are not what was written in vectors"))
+    assert is_certain(StateDamaged("state.db cannot be read as a database: file is not a database"))
+    assert not is_certain(StateDamaged("state.db: out of memory"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import closing
+
 import pytest
 
 from storage.backends.sqlite.driver import connect
@@ -105,3 +108,22 @@ async def test_metadata_indexes_are_listed_once_they_are_processed(running):
     await running.applied(spec, last)
 
     assert [index.property for index in running.store.metadata_indexes(spec)] == ["b"]
+
+
+async def test_a_metadata_index_that_is_not_the_one_of_its_mutation_is_damage(settings):
+    async with running_on(settings) as running:
+        spec = await running.index()
+        await running.stop_worker()
+        for name in ("a", "b"):
+            index = MetadataIndex(id=0, property=name, type=MetadataType.STRING)
+            body = pack_json({"property": name, "type": "string"})
+            change = Change(action=Action.CREATE_METADATA_INDEX, body=body, rows=0, metadata_index=index)
+            last = await running.store.append(spec, change, RELAXED)
+        with closing(connect(DataFolder(settings.data).index(spec.id).log, isolation_level=None)) as connection:
+            connection.execute("UPDATE mutations SET metadata_index = 1 WHERE sequence = 2")
+        await running.start_worker()
+        assert not await running.store.wait_applied(spec, last.sequence, 1)
+        with pytest.raises(LogDamaged, match="takes no writes"):
+            for _ in range(100):
+                await running.upsert(spec, batch(["a"], ROW))
+                await asyncio.sleep(0.05)

@@ -21,7 +21,7 @@ from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.state import Manifest, SegmentRow, StateReader
 from storage.batch import unpack_vectors
 from storage.chain import NO_CHAIN, Witness, hash_body, link, read_witness
-from storage.errors import BatchDamaged, SegmentDamaged, StateDamaged, StorageError
+from storage.errors import BatchDamaged, SegmentDamaged, StateDamaged, StorageError, Unavailable
 from storage.records import Action
 from storage.segment import format as layout
 from storage.segment.damage import Damage, difference, find_damage, refuse
@@ -34,6 +34,8 @@ MUTATIONS_SQL = (
 )
 HEAD_SQL = "SELECT sequence, mutation_id, created_ms, chain, bytes_through, pruned_through FROM head"
 READ_TRIES_MAX = 5
+DAMAGE_WORDS = ("is damaged", "never written", "malformed", "not a database", "cannot be read as a database")
+"""Of our own, and of SQLite where it has read a page that cannot be."""
 
 
 class Part(StrEnum):
@@ -54,6 +56,8 @@ class Finding:
     message: str
     sequences: tuple[int, ...] = ()
     segment: str = ""
+    is_certain: bool = True
+    """Whether it can be nothing but damage: what cannot be read now may be read another time."""
 
     def shortened(self) -> Finding:
         """As it goes into a log: not every one of a million mutations."""
@@ -93,6 +97,11 @@ def _layout(folder: IndexFolder) -> int | None:
         return None
 
 
+def is_certain(error: Exception) -> bool:
+    """Whether an error says that what was read is wrong, and not that it could not be read this time."""
+    return not isinstance(error, StorageError) or any(words in str(error) for words in DAMAGE_WORDS)
+
+
 @dataclass(slots=True)
 class Pace:
     """Sleeps so that no more is read than so many bytes a second; 0 never sleeps."""
@@ -115,14 +124,20 @@ def _inspect_once(folder: IndexFolder, *, deep: bool, pace: Pace) -> tuple[Findi
         findings += found
         segments, found = _inspect_segments(folder, manifest, pace)
         findings += found
+    except Unavailable:
+        raise
     except (StorageError, TypeError, ValueError, OverflowError) as error:
-        findings.append(Finding(Part.STATE, f"state.db cannot be read: {error}"))
+        message = f"state.db cannot be read: {error}"
+        findings.append(Finding(Part.STATE, message, is_certain=is_certain(error)))
     try:
         findings += inspect_log(folder.log, manifest, witness, deep=deep)
         if manifest is not None and not any(one.part is not Part.DERIVED for one in findings):
             findings += _compare_rows(folder, manifest, segments)
+    except Unavailable:
+        raise
     except (StorageError, TypeError, ValueError, OverflowError) as error:
-        findings.append(Finding(Part.LOG, f"log.db cannot be read: {error}"))
+        message = f"log.db cannot be read: {error}"
+        findings.append(Finding(Part.LOG, message, is_certain=is_certain(error)))
     return tuple(findings)
 
 
@@ -139,6 +154,10 @@ def inspect_state(path: Path, *, deep: bool) -> tuple[Manifest, list[Finding]]:
                 state_reader.compare_rows(manifest.state)
             except StateDamaged as error:
                 findings.append(Finding(Part.STATE, str(error)))
+    if manifest.state.log_damage:
+        findings.append(
+            Finding(Part.LOG, f"a worker found, and lets nothing be written since: {manifest.state.log_damage}")
+        )
     return manifest, findings
 
 

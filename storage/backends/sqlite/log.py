@@ -330,10 +330,12 @@ class LogReader:
         )
         return [_logged(row) for row in rows]
 
-    def metadata_index(self, id: int) -> MetadataIndex:
-        """An accepted metadata index, deleted or not."""
-        [(property, type)] = self._reader.rows("SELECT property, type FROM metadata_indexes WHERE id = ?", (id,))
-        return MetadataIndex(id=id, property=property, type=MetadataType(type))
+    def metadata_index(self, id: int) -> MetadataIndex | None:
+        """An accepted metadata index, deleted or not; None when there is none that can be read."""
+        rows = self._reader.rows("SELECT property, type FROM metadata_indexes WHERE id = ?", (id,))
+        if not rows or rows[0][1] not in {*MetadataType}:
+            return None
+        return MetadataIndex(id=id, property=rows[0][0], type=MetadataType(rows[0][1]))
 
     def rows(self, sql: str, values: Items[object] = ()) -> list[Row]:
         """Read what is committed."""
