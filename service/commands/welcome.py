@@ -11,6 +11,8 @@ from service.commands.listeners import Address
 from service.version import VERSION
 from storage.settings import Settings
 
+PACKAGE_PATH = "/npm/headrace.tgz"
+"""Where the npm package is. `service.npm.tarball` would bring a server along with its path."""
 ACCOUNT = "local"
 """The account of the examples and of the indexes made at start; any other name works too."""
 TOKEN = "local"  # noqa: S105 (what clients that insist on a token are told to send when none is needed)
@@ -55,6 +57,11 @@ Then try a first request, which makes an index:
   curl "$CLOUDFLARE_BASE_URL/accounts/$CLOUDFLARE_ACCOUNT_ID/vectorize/v2/indexes"{authorization} \\
     -H "Content-Type: application/json" \\
     -d '{{"name": "docs", "config": {{"dimensions": 768, "metric": "cosine"}}}}'
+
+In the folder of a Worker, this puts the server behind its `env.VECTORIZE`:
+
+  npm i -D {url}{PACKAGE_PATH}
+  npx headrace wrangler dev
 
 `{program} demo` shows a search over real words. Ctrl-C stops everything.
 

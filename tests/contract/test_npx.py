@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from service.npm.tarball import SOURCE
-from tests.contract.clients.installing import environment, has_npm
-from tests.contract.clients.ways import MINIFLARE_4, Stage, free_port
+from tests.contract.clients.installing import Project, environment, has_npm
+from tests.contract.clients.ways import CURRENT, MINIFLARE_4, Stage, free_port, make_docs, results
 from tests.contract.program import ROOT, Program, eventually, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_npm(), reason="needs npm")]
@@ -193,6 +193,28 @@ def test_a_worker_with_the_token_comes_in(locked: Program) -> None:
 
     assert "vectorize.index.not_found" in done.stdout
     assert "(Headrace at" in done.stdout
+
+
+@pytest.mark.parametrize("project", [MINIFLARE_4, CURRENT], ids=lambda project: project.name)
+def test_a_remote_binding_goes_where_it_is_sent(tmp_path: Path, project: Project) -> None:
+    with running(tmp_path, "--profile", "cloudflare", "--binding-creates-indexes") as remote:
+        project.install(remote)
+        stage = Stage(remote, project, f"remote-{os.getpid()}")
+        make_docs(remote, stage.account)
+        address = f"{remote.url}/accounts/{stage.account}/_binding?VECTORIZE=docs&FRESH=fresh"
+        done = subprocess.run(
+            ["node", "--require", "headrace/register", "miniflare.mjs", address],
+            cwd=stage.folder,
+            env=environment(HEADRACE_URL=f"http://127.0.0.1:{free_port()}"),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        stage.close()
+
+    assert [case for case in results(done.stdout) if case[1]] == []
+    assert "headrace: env.VECTORIZE has remote: true and is left alone" in done.stderr
 
 
 def test_a_server_that_was_started_does_not_outlive_a_command_that_is_killed(tmp_path: Path) -> None:

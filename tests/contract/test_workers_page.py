@@ -83,6 +83,8 @@ def test_my_worker_locally(stage: Stage) -> None:
 
     assert [case for case in found if case[1]] == []
     assert (stage.folder / "node_modules" / "headrace" / "package.json").is_file()
+    [told] = stage.program.events("index.created_by_binding", index="fresh", dimensions=48, metric="cosine")
+    assert "wrangler vectorize create fresh --dimensions=48 --metric=cosine" in told["next"]
 
 
 @needs_npm

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 import tarfile
 from dataclasses import replace
 
 import pytest
 
+from service.commands.listeners import Address
+from service.commands.welcome import welcome
 from service.npm.tarball import PATH, SOURCE, tarball
 from service.version import VERSION
 from storage.settings import Settings
@@ -33,6 +36,13 @@ async def test_it_is_served_without_a_token_and_always_the_same(settings: Settin
     assert first.status == 200
     assert first.headers["Content-Type"] == "application/gzip"
     assert first.text == second.text == tarball()
+
+
+def test_dev_says_how_to_install_it() -> None:
+    address = Address(family=socket.AF_INET, host="127.0.0.1", port=8787)
+    said = welcome(Settings(), address, teach=True, needs_token=False)
+
+    assert f"npm i -D http://127.0.0.1:8787{PATH}\n  npx headrace wrangler dev\n" in said
 
 
 def test_it_has_the_version_of_the_server_and_every_file() -> None:
