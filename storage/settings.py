@@ -109,6 +109,8 @@ class Settings:
     """How long what a publish replaced stays for readers of the older manifest."""
     sweep_ms: int = 5_000
     """How often a worker looks at every index, whether or not it was rung for."""
+    pin_segments: bool = False
+    """Copy segments into the memory of each process that opens them, instead of mapping their files."""
     scrub_interval_ms: int = 3_600_000
     """How often everything of an index is read again and compared with what was written; 0 never."""
     scrub_bytes_per_second: int = 64 * MIB

@@ -36,7 +36,7 @@ from storage.records import Record
 from storage.settings import Settings
 from worker.loop import Loop
 
-SHORT = 40
+SHORT = 24
 FULL = 2_000
 PAGE = 4096
 TRIAL_S = 90.0

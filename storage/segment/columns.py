@@ -37,6 +37,7 @@ from storage.records import MetadataType
 from storage.segment.column_factors import BoundColumn, FactorColumn
 from storage.segment.column_texts import Texts, code_type
 from storage.segment.column_values import Booleans, Numbers, Strings, TypedColumn, Values
+from storage.segment.pinning import is_pinning
 from storage.snapshot import Mask
 
 __all__ = ["BoundColumn", "FactorColumn", "StoredColumn", "pack_column", "pack_typed"]
@@ -128,7 +129,7 @@ def _mapped(path: Path) -> memoryview:
     """The bytes of a file that begins as a column file does."""
     try:
         with path.open("rb") as file:
-            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            content = memoryview(file.read() if is_pinning() else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (FileNotFoundError, ValueError) as error:  # ValueError is what mapping an empty file raises.
         raise SegmentDamaged(f"{path}: the column file is missing or empty") from error
     if len(content) < _HEAD.size + CHECKSUM_BYTES or bytes(content[:4]) != MAGIC:

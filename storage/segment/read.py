@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 
@@ -27,6 +28,7 @@ from storage.segment import format as layout
 from storage.segment.columns import FactorColumn, StoredColumn
 from storage.segment.damage import difference, find_damage, refuse
 from storage.segment.format import ColumnFile, SegmentDocument, SegmentInfo, read_document
+from storage.segment.pinning import is_pinning, sealed
 from storage.segment.texts import TextColumn, mapped
 from storage.snapshot import Column, Mask
 
@@ -191,16 +193,17 @@ def _graph(folder: Path, document: SegmentDocument, labels: NDArray[np.uint64], 
         companions = np.frombuffer(mapped(folder / layout.COMPANIONS), dtype="<u4").reshape(-1, 2)
     expansions = Expansions(record.expansions, floor=record.expansion_min)
     try:
-        return view_graph(
-            folder / layout.GRAPH,
-            space,
-            labels,
-            form=record.form,
-            twins=Twins(firsts=twins[:, 0].copy(), rows=twins[:, 1].copy()),
-            side=side,
-            expansions=expansions,
-            companions=Companions(companions),
-        )
+        with sealed(folder / layout.GRAPH) if is_pinning() else nullcontext(folder / layout.GRAPH) as path:
+            return view_graph(
+                path,
+                space,
+                labels,
+                form=record.form,
+                twins=Twins(firsts=twins[:, 0].copy(), rows=twins[:, 1].copy()),
+                side=side,
+                expansions=expansions,
+                companions=Companions(companions),
+            )
     except SegmentDamaged:
         damaged.append(layout.GRAPH)
         return None

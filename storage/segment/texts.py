@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import overload
 
 from storage.segment.format import BYTES, OFFSETS
+from storage.segment.pinning import is_pinning
 
 SMALL_BYTES = 256 * 1024
 """Files up to this size are read instead of mapped: Python keeps a descriptor open for every mapping."""
@@ -17,7 +18,7 @@ SMALL_BYTES = 256 * 1024
 def mapped(path: Path) -> memoryview:
     """The bytes of a file, read-only. They stay readable after it is unlinked. Raises OSError."""
     with path.open("rb") as file:
-        if path.stat().st_size <= SMALL_BYTES:
+        if path.stat().st_size <= SMALL_BYTES or is_pinning():
             return memoryview(file.read())
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import closing
 
 import pytest
@@ -124,6 +123,4 @@ async def test_a_metadata_index_that_is_not_the_one_of_its_mutation_is_damage(se
         await running.start_worker()
         assert not await running.store.wait_applied(spec, last.sequence, 1)
         with pytest.raises(LogDamaged, match="takes no writes"):
-            for _ in range(100):
-                await running.upsert(spec, batch(["a"], ROW))
-                await asyncio.sleep(0.05)
+            await running.upsert(spec, batch(["a"], ROW))

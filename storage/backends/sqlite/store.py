@@ -52,6 +52,7 @@ from storage.records import (
     Sequence,
 )
 from storage.runtime import runtime_folder
+from storage.segment.pinning import pin_segments
 from storage.settings import Settings
 from storage.snapshot import Snapshot
 from storage.tokens import TokenId
@@ -79,6 +80,7 @@ class SqliteStore:
     @classmethod
     async def open(cls, settings: Settings) -> SqliteStore:
         """Prepare the data folder and open it. Raises SchemaTooNew, SchemaChanged."""
+        pin_segments(settings.pin_segments)
         data = DataFolder(settings.data)
         await asyncio.to_thread(data.prepare)
         catalogue = await Catalogue.open(data)
