@@ -248,6 +248,15 @@ async def test_an_older_state_in_its_place_is_refused(stopped):
             running.store.progress(again)
 
 
+async def test_a_metadata_index_that_vanished_from_a_state_is_not_taken_for_deleted(stopped):
+    settings, spec, _ = stopped
+    execute(DataFolder(settings.data).index(spec.id).state, "DELETE FROM metadata_indexes")
+
+    async with running_on(settings) as running:
+        with pytest.raises(StateDamaged):
+            running.store.metadata_indexes(running.store.index(ACCOUNT, "docs"))
+
+
 def test_ranges_that_touch_are_one_and_a_gap_stays():
     assert joined([(21, 30), (1, 10), (11, 20)]) == ((1, 30),)
     assert joined([(21, 30), (1, 10)]) == ((1, 10), (21, 30))

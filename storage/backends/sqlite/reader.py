@@ -28,7 +28,7 @@ from storage.backends.sqlite.migrate import is_current_by, migrate
 from storage.backends.sqlite.state import Advance, Manifest, PartRow, SegmentRow, State, StateReader
 from storage.batch import unpack_vectors
 from storage.errors import LogDamaged, SegmentDamaged, StateDamaged, StoreBusy
-from storage.records import IndexSpec, Label, Progress, Sequence
+from storage.records import IndexSpec, Label, MetadataIndex, Progress, Sequence
 from storage.segment.format import ColumnFile
 from storage.segment.read import OpenSegment, open_segment
 from storage.snapshot import LivePart, Mask, Part, Snapshot
@@ -119,6 +119,11 @@ class IndexReader:
         """The index as of what `progress` says now, where nothing has to be read for it."""
         opened = self._opened
         return opened.snapshot if opened is not None and opened.covers(self.state()) else None
+
+    def metadata_indexes(self) -> tuple[MetadataIndex, ...]:
+        """The processed ones, out of a manifest that was compared with its sums."""
+        current = self.current()
+        return current.metadata_indexes if current is not None else self._state_reader.manifest().metadata_indexes
 
     @property
     def is_small(self) -> bool:

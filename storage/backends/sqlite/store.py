@@ -249,7 +249,7 @@ class SqliteStore:
 
     def metadata_indexes(self, spec: IndexSpec) -> tuple[MetadataIndex, ...]:
         """The processed ones."""
-        return self._indexes.get(spec).reader.state_reader.metadata_indexes()
+        return self._indexes.get(spec).reader.metadata_indexes()
 
     async def snapshot(self, spec: IndexSpec) -> Snapshot:
         """The index now: at once where this process has it as new as it is."""
