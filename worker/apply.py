@@ -150,10 +150,12 @@ def _accepted(index: WorkIndex, mutation: LoggedMutation) -> MetadataIndex | Non
     document = unpack_json(mutation.body)
     accepted = index.accepted_metadata_index(mutation.metadata_index)
     named = document if isinstance(document, dict) else {}
+    # Who deletes one names its property; the type in that body is only there to fill the form.
+    typed = mutation.action is Action.CREATE_METADATA_INDEX
     if (
         accepted is None
         or named.get("property", accepted.property) != accepted.property
-        or named.get("type", accepted.type) != accepted.type
+        or (typed and named.get("type", accepted.type) != accepted.type)
     ):
         raise LogDamaged(
             f"mutation {mutation.sequence} is about metadata index {mutation.metadata_index}, its body about another"

@@ -36,7 +36,7 @@ def test_the_sample_worker_passes_every_case(dev: Program, way: Way) -> None:
     found = way.try_on(dev, f"worker-{os.getpid()}-{next(NUMBERS)}")
 
     assert [case for case in found if case[1]] == []
-    assert len(found) >= 3
+    assert found
 
 
 def test_vitest_has_a_server_of_its_own_that_leaves_nothing_behind(dev: Program, tmp_path: Path) -> None:

@@ -109,6 +109,25 @@ async def test_metadata_indexes_are_listed_once_they_are_processed(running):
     assert [index.property for index in running.store.metadata_indexes(spec)] == ["b"]
 
 
+async def test_a_metadata_index_of_any_type_can_be_deleted_by_its_property(running):
+    spec = await running.index()
+    number = MetadataIndex(id=0, property="a", type=MetadataType.NUMBER)
+    made = Change(
+        action=Action.CREATE_METADATA_INDEX,
+        body=pack_json({"property": "a", "type": "number"}),
+        rows=0,
+        metadata_index=number,
+    )
+    # As the service writes it: whoever deletes one does not say its type.
+    body = pack_json({"property": "a", "type": "string"})
+    gone = Change(action=Action.DELETE_METADATA_INDEX, body=body, rows=0, metadata_index=number)
+    for change in (made, gone):
+        last = await running.store.append(spec, change, RELAXED)
+    await running.applied(spec, last)
+
+    assert running.store.metadata_indexes(spec) == ()
+
+
 async def test_a_metadata_index_that_is_not_the_one_of_its_mutation_is_damage(settings):
     async with running_on(settings) as running:
         spec = await running.index()
