@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.commands.failure import EXIT_USAGE, CommandFailed
+from service.commands.transfer_arguments import add_export, add_import
 from service.version import VERSION
 from storage.configuration import ConfigurationInvalid, Resolved, all_settings, resolve
 
@@ -98,6 +99,7 @@ def build_parser() -> ArgumentParser:
     _add_audit(commands)
     _add_config(commands)
     _add_backup(commands)
+    _add_transfer(commands)
     return parser
 
 
@@ -313,6 +315,28 @@ def _add_backup(commands: Commands) -> None:
     doctor.add_argument("--salvage", action="store_true", help="make damaged indexes whole again")
     _add_settings(doctor, shown=("data",))
     doctor.set_defaults(run=_doctor)
+
+
+def _add_transfer(commands: Commands) -> None:
+    brought = _command(
+        commands,
+        "import",
+        "bring vectors here from Vectorize or a file",
+        "Lists and reads an index of the live service, or of another Headrace, and upserts it into one of a running "
+        "server; or upserts a file. Makes the index if there is none, and at the end compares the counts. After a "
+        "break the same command goes on. The token of the other side is CLOUDFLARE_API_TOKEN.",
+        "headrace import vectorize://0123456789abcdef0123456789abcdef/docs --account local --index docs",
+    )
+    add_import(brought)
+    taken = _command(
+        commands,
+        "export",
+        "take vectors from here to Vectorize or a file",
+        "The way back of `import`: an index of a running server into one of the live service, of another Headrace, or "
+        "into a file with a vector a line.",
+        "headrace export --index docs docs.ndjson",
+    )
+    add_export(taken)
 
 
 def _command(commands: Commands, name: str, summary: str, description: str, example: str) -> ArgumentParser:
