@@ -35,7 +35,8 @@ SETTLED_TIMEOUT_S = 900.0
 """The live service applies 99 % of writes within two minutes."""
 FIRST_LOOK_S = 0.05
 LOOK_MAX_S = 5.0
-NO_SUCH_INDEX = frozenset({404, 410})
+NO_SUCH_INDEX = frozenset({3000, 3005})
+"""Never there, or deleted. Told by the number: an account that is wrong is a 404 as well."""
 
 Answer = TypeVar("Answer")
 Told = Callable[[Progress], None]
@@ -179,7 +180,7 @@ class IndexEnd:
         try:
             found: dict[str, Any] = await self._api.get(f"/{self._name}")
         except ApiRefused as refused:
-            if refused.status in NO_SUCH_INDEX and refused.code:
+            if refused.code in NO_SUCH_INDEX:
                 return None
             raise
         return found
