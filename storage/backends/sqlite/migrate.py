@@ -63,6 +63,8 @@ def migrate(path: Path, kind: str, root: Path = MIGRATIONS) -> int:
             connection.execute("PRAGMA journal_mode=WAL").fetchall()
             for pragma in PRAGMAS:
                 connection.execute(pragma).fetchall()
+            if steps := _lay_out(connection, migrations(kind, root)):
+                return steps
             return sum(_take(connection, path, kind, step, root) for step in pending(connection, path, kind, root))
         finally:
             connection.close()
@@ -113,6 +115,35 @@ def is_current(path: Path, kind: str) -> bool:
             connection.close()
 
 
+def _lay_out(connection: Connection, steps: tuple[Migration, ...]) -> int:
+    """Take all steps in one transaction where there is nothing yet, as each would wait for the disk; else none."""
+    if connection.execute("SELECT 1 FROM sqlite_master").fetchall():
+        return 0
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Another process may have begun with the same file while this one waited for the lock.
+        is_empty = not connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+        if is_empty:
+            connection.execute(NOTES)
+            for step in steps:
+                _write(connection, step)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return len(steps) if is_empty else 0
+
+
+def _write(connection: Connection, step: Migration) -> None:
+    for statement in statements(step.sql):
+        connection.execute(statement)
+    connection.execute(
+        "INSERT INTO migrations VALUES (?, ?, ?, ?)",
+        (step.number, step.name, step.checksum, time.time_ns() // 1_000_000),
+    )
+
+
 def _take(connection: Connection, path: Path, kind: str, step: Migration, root: Path) -> bool:
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -120,12 +151,7 @@ def _take(connection: Connection, path: Path, kind: str, step: Migration, root: 
         if step not in pending(connection, path, kind, root):
             connection.execute("ROLLBACK")
             return False
-        for statement in statements(step.sql):
-            connection.execute(statement)
-        connection.execute(
-            "INSERT INTO migrations VALUES (?, ?, ?, ?)",
-            (step.number, step.name, step.checksum, time.time_ns() // 1_000_000),
-        )
+        _write(connection, step)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
