@@ -29,7 +29,7 @@ from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.inspection import Part, inspect_index
 from storage.backends.sqlite.salvage import Salvaged, salvage
-from storage.errors import StorageError
+from storage.errors import StorageError, Unavailable
 from storage.interfaces import ListRequest
 from storage.open import open_store
 from storage.records import Record
@@ -356,7 +356,10 @@ class _Examination:
     async def _scrub(self, store, loop: Loop) -> list[str]:  # type: ignore[no-untyped-def]
         """What a scrub finds, and what the worker makes of it."""
         spec = store.index(ACCOUNT, "docs")
-        found = await asyncio.to_thread(inspect_index, DataFolder(self.settings.data).index(spec.id))
+        try:
+            found = await asyncio.to_thread(inspect_index, DataFolder(self.settings.data).index(spec.id))
+        except Unavailable as error:
+            return [f"cannot be read while it is open: {error}"]
         if found:
             await loop.scrub_now(spec.id)
         return [f"{one.part}: {one.message}" for one in found]
