@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from service.commands.failure import EXIT_FAILED, EXIT_USAGE, CommandFailed
-from service.commands.rest import Api
+from service.commands.rest import Api, ApiRefused
 from service.commands.transfer_arguments import LIVE_URL
 from service.commands.transfer_ends import Description, Source, Target
 from service.commands.transfer_file import FileSource, FileTarget
@@ -86,6 +86,8 @@ async def _export(asked: Transfer) -> int:
         else:
             target = await _end(stack, *live)
             kept = Path(f"{live[0].account}-{live[1]}.export.resume")
+        with suppress(ApiRefused):  # An index that is not there is told of below.
+            await source.catch_up()
         return await _move(source, target, Journal(asked.resume or kept))
 
 
@@ -111,13 +113,9 @@ async def _move(source: Source, target: Target, journal: Journal) -> int:
 
 
 async def _carry(source: Source, target: Target, journal: Journal, progress: Progress, bar: Bar) -> None:
-    listing = bar.add_task("listed", total=None, visible=False)
-
-    def listed(now: Progress) -> None:
-        bar.update(listing, visible=True, total=now.total)
-
-    await source.count(progress, journal, listed)
-    bar.update(listing, visible=False)
+    counting = bar.add_task("counted", total=None)
+    await source.count(progress, journal, lambda done, of: bar.update(counting, completed=done, total=of))
+    bar.update(counting, visible=False)
     task = bar.add_task("moved", total=progress.total, completed=progress.moved)
     async for piece in source.pieces(progress, journal):
         progress.mark = await target.put(piece.lines, progress.mark)

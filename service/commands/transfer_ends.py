@@ -8,6 +8,9 @@ from typing import Protocol
 
 from service.commands.transfer_journal import Journal, Progress
 
+Told = Callable[[int, int], None]
+"""Hears how much is counted, of how much."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
@@ -39,7 +42,7 @@ class Source(Protocol):
         """What it is. Raises CommandFailed when it is not there."""
         ...
 
-    async def count(self, progress: Progress, journal: Journal, told: Callable[[Progress], None], /) -> None:
+    async def count(self, progress: Progress, journal: Journal, told: Told, /) -> None:
         """Make sure that `progress.total` is known and `pieces` can begin."""
         ...
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import orjson
 import xxhash
 
 from service.commands.failure import CommandFailed
-from service.commands.transfer_ends import Description, Piece
+from service.commands.transfer_ends import Description, Piece, Told
 from service.commands.transfer_journal import Journal, Progress
 
 PIECE_VALUES = 1_000_000
@@ -50,13 +51,18 @@ class FileSource:
         self._dimensions = len(self._vector(first, 1)[1])
         return Description(dimensions=self._dimensions, metric=self._metric, metadata_indexes=self._metadata_indexes)
 
-    async def count(self, progress: Progress, _journal: Journal, _told: Callable[[Progress], None], /) -> None:
+    async def count(self, progress: Progress, _journal: Journal, told: Told, /) -> None:
         """Check every line, and count the ids: of lines with the same one, the last stays."""
         if progress.total >= 0:
             return
         hashes = array("Q")
+        size, seen = self._path.stat().st_size, 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                seen += len(line)
+                if number % PIECE_LINES == 0:
+                    told(seen, size)
+                    await asyncio.sleep(0)  # So that Ctrl-C is heard.
                 if line.strip():
                     id, values = self._vector(line, number)
                     if len(values) != self._dimensions:

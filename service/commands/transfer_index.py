@@ -7,16 +7,18 @@ read per request and requests are rationed, reading takes far longer than listin
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import orjson
 
 from service.commands.failure import CommandFailed
 from service.commands.rest import Api, ApiRefused, ApiUnreachable
-from service.commands.transfer_ends import Description, Piece
+from service.commands.transfer_ends import Description, Piece, Told
 from service.commands.transfer_journal import Journal, Progress
 
 LIST_COUNT = 1_000
@@ -33,13 +35,13 @@ FIRST_WAIT_S = 1.0
 WAIT_MAX_S = 60.0
 SETTLED_TIMEOUT_S = 900.0
 """The live service applies 99 % of writes within two minutes."""
+CATCH_UP_TIMEOUT_S = 60.0
 FIRST_LOOK_S = 0.05
 LOOK_MAX_S = 5.0
 NO_SUCH_INDEX = frozenset({3000, 3005})
 """Never there, or deleted. Told by the number: an account that is wrong is a 404 as well."""
 
 Answer = TypeVar("Answer")
-Told = Callable[[Progress], None]
 
 
 class IndexEnd:
@@ -67,6 +69,12 @@ class IndexEnd:
             ),
         )
 
+    async def catch_up(self) -> None:
+        """Wait until everything that was written is applied. Only a Headrace can tell."""
+        answer = await self._api.get(f"/{self._name}/mutations?count=1")
+        for latest in answer["mutations"]:
+            await self.settle(latest["mutationId"], timeout_s=CATCH_UP_TIMEOUT_S)
+
     async def count(self, progress: Progress, journal: Journal, told: Told, /) -> None:
         """List every id into the file of ids, from where a listing was broken off."""
         if progress.is_listed and journal.ids.is_file() and journal.ids.stat().st_size == progress.listed_bytes:
@@ -83,11 +91,12 @@ class IndexEnd:
                 ids.write(b"".join(orjson.dumps(one["id"]) + b"\n" for one in page["vectors"]))
                 ids.flush()
                 os.fsync(ids.fileno())
+                progress.listed += len(page["vectors"])
                 progress.listed_bytes = ids.seek(0, os.SEEK_END)
                 progress.cursor = page["nextCursor"] or ""
                 progress.is_listed = not page["isTruncated"]
                 journal.save(progress)
-                told(progress)
+                told(progress.listed, progress.total)
 
     async def _page(self, progress: Progress) -> Any:
         first = f"/{self._name}/list?count={LIST_COUNT}"
@@ -97,7 +106,7 @@ class IndexEnd:
             # A cursor is letters, digits, - and _, here and on the live service.
             return await patiently(lambda: self._api.get(f"{first}&cursor={progress.cursor}"))
         except ApiRefused as refused:
-            if refused.status != 400:
+            if refused.status != HTTPStatus.BAD_REQUEST:
                 raise
             progress.list_anew()  # It has expired: nothing else is wrong with a cursor that the server gave.
             return await patiently(lambda: self._api.get(first))
@@ -152,28 +161,38 @@ class IndexEnd:
 
     async def put(self, lines: Sequence[bytes], mark: str) -> str:
         """Upsert, in as many requests as the limits want; the last mutation, durable on the server."""
-        for body in _bodies(lines):
-            answer = await patiently(lambda body=body: self._api.post_lines(f"/{self._name}/upsert", body))  # type: ignore[misc]
-            mark = answer["mutationId"]
+        for batch in _batches(lines):
+            try:
+                mark = await patiently(functools.partial(self._upsert, b"".join(batch)))
+            except ApiRefused as refused:
+                if refused.status != HTTPStatus.BAD_REQUEST:
+                    raise
+                # The live service does not always say which vector it does not want.
+                first, last = (orjson.loads(line)["id"] for line in (batch[0], batch[-1]))
+                raise CommandFailed(f"{refused}, of the vectors from {first!r} to {last!r}") from refused
         return mark
 
-    async def settle(self, mark: str) -> int:
+    async def _upsert(self, body: bytes) -> str:
+        answer = await self._api.post_lines(f"/{self._name}/upsert", body)
+        return str(answer["mutationId"])
+
+    async def settle(self, mark: str, *, timeout_s: float = SETTLED_TIMEOUT_S) -> int:
         """Wait until the last mutation is applied; how many vectors there are then."""
-        deadline, look_s = time.monotonic() + SETTLED_TIMEOUT_S, FIRST_LOOK_S
+        deadline, look_s = time.monotonic() + timeout_s, FIRST_LOOK_S
         while True:
-            info = await self._info()
+            # A Headrace may otherwise name an older mutation of ours: one that it has not told us of yet.
+            info = await self._info("?latest=true" if _is_ours(mark) else "")
             if not mark or _has_passed(info.get("processedUpToMutation") or "", mark):
                 return int(info["vectorCount"])
             if time.monotonic() > deadline:
                 raise CommandFailed(
-                    f"after {SETTLED_TIMEOUT_S / 60:.0f} minutes mutation {mark} of {self.shown} is not applied, "
-                    "so the vectors cannot be counted"
+                    f"after {timeout_s:.0f} s mutation {mark} of {self.shown} is not applied; does a worker run there?"
                 )
             await asyncio.sleep(look_s)
             look_s = min(look_s * 2, LOOK_MAX_S)
 
-    async def _info(self) -> dict[str, Any]:
-        info: dict[str, Any] = await patiently(lambda: self._api.get(f"/{self._name}/info"))
+    async def _info(self, question: str = "") -> dict[str, Any]:
+        info: dict[str, Any] = await patiently(lambda: self._api.get(f"/{self._name}/info{question}"))
         return info
 
     async def _found(self) -> dict[str, Any] | None:
@@ -213,20 +232,24 @@ def _listed(journal: Journal, position: int, size: int) -> Iterator[tuple[list[s
             yield [orjson.loads(line) for line in lines], position
 
 
-def _bodies(lines: Sequence[bytes]) -> Iterator[bytes]:
-    body: list[bytes] = []
+def _batches(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
     size = 0
     for line in lines:
-        if body and (len(body) == UPSERT_VECTORS_MAX or size + len(line) > UPSERT_BYTES_MAX):
-            yield b"".join(body)
-            body, size = [], 0
-        body.append(line)
+        if batch and (len(batch) == UPSERT_VECTORS_MAX or size + len(line) > UPSERT_BYTES_MAX):
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
         size += len(line)
-    if body:
-        yield b"".join(body)
+    if batch:
+        yield batch
+
+
+def _is_ours(mutation: str) -> bool:
+    """Whether a Headrace gave it: version 7, where the live service has 4."""
+    return mutation[14:15] == "7"
 
 
 def _has_passed(processed: str, mark: str) -> bool:
-    """Whether a mutation is applied. Version 7 ids, ours, compare in log order; others are equal or unknown."""
-    is_ordered = processed[14:15] == mark[14:15] == "7"
-    return processed == mark or (is_ordered and processed >= mark)
+    """Whether a mutation is applied. Ours compare in the order of the log; others are equal, or nobody knows."""
+    return processed == mark or (_is_ours(processed) and _is_ours(mark) and processed >= mark)

@@ -28,6 +28,7 @@ class Progress:
     """Vectors in the source, as of the listing."""
     cursor: str = ""
     """Where the listing goes on; empty before its first page and after its last."""
+    listed: int = 0
     listed_bytes: int = 0
     """How much of the file of ids is good."""
     is_listed: bool = False
@@ -43,7 +44,7 @@ class Progress:
 
     def list_anew(self) -> None:
         """Begin with the listing."""
-        self.cursor, self.listed_bytes, self.is_listed = "", 0, False
+        self.cursor, self.listed, self.listed_bytes, self.is_listed = "", 0, 0, False
         self.write_anew()
 
     def write_anew(self) -> None:

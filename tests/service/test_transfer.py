@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -95,10 +96,12 @@ class Gateway:
         self.url = ""
         self._behind, self._ends, self._passing, self._answers = behind, path_ends, passing, list(answers)
         self.asked: list[str] = []
+        self.came = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request.path_qs)
         if request.path.endswith(self._ends):
+            self.came.set()
             self._passing -= 1
             if self._passing < 0 and self._answers:
                 errors = [{"code": 10000, "message": "not now"}]
@@ -156,8 +159,8 @@ async def test_a_file_has_all_of_an_index_and_makes_it_again(service, here, caps
     assert await headrace("export", "--index", "docs", "docs.ndjson", here=here.url) == 0
 
     assert by_id([json.loads(line) for line in Path("docs.ndjson").read_bytes().splitlines()]) == by_id(written)
-    how = capsys.readouterr().out.partition("import it with ")[2].split()
-    assert await headrace("import", "docs.ndjson", "--index", "copy", *how, here=here.url) == 0
+    [how] = re.findall(r"import it with (.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert await headrace("import", "docs.ndjson", "--index", "copy", *how.split(), here=here.url) == 0
     assert await everything(here, "copy") == by_id(written)
     assert (await here.get("copy")).result["config"]["metric"] == "euclidean"
     assert len((await here.get("copy/metadata_index/list")).result["metadataIndexes"]) == 2
@@ -293,6 +296,31 @@ async def test_lines_with_one_id_count_once_and_the_last_stays(here):
 
     assert await headrace("import", "docs.ndjson", "--index", "copy", here=here.url) == 0
     assert await everything(here, "copy") == by_id([again, third])
+
+
+async def test_an_export_has_what_was_written_before_it_began(here, gateways):
+    await here.create()
+    await here.running.stop_worker()
+    written = vectors(30)
+    await here.upsert(written, wait=False)
+    gateway = await gateways(here, "/info", 0)
+
+    export = asyncio.create_task(headrace("export", "docs.ndjson", "--index", "docs", here=gateway.url))
+    await gateway.came.wait()
+    await here.running.start_worker()
+
+    assert await export == 0
+    assert len(Path("docs.ndjson").read_bytes().splitlines()) == 30
+
+
+async def test_a_vector_that_the_other_side_does_not_want_is_narrowed_down(service, here, capsys):
+    await here.create()
+    await here.upsert([*vectors(3), {"id": "x" * 65, "values": [1.0] * 32}])
+
+    assert await headrace("export", THERE, here=here.url, there=service.url) == EXIT_FAILED
+
+    said = capsys.readouterr().err
+    assert "id too long; max is 64 bytes, got 65 bytes, of the vectors from 'xxxxx" in said
 
 
 async def test_a_file_that_is_there_is_not_replaced(here, capsys):
