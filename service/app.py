@@ -9,13 +9,14 @@ from contextlib import suppress
 from aiohttp import web
 
 from service import health, metrics
+from service.admission import Admission
 from service.audit import Audit
 from service.auth import check_token
-from service.bodies import BodyBudget, leave_unread
+from service.bodies import BodyBudget, Patience, leave_unread
 from service.callers import CallerNames
 from service.dialects import DIALECTS
 from service.gate import Gate
-from service.keys import AUDIT, BODY_BUDGET, CALLER_NAMES, GATE, NEEDS, SETTINGS, STORE
+from service.keys import ADMISSION, AUDIT, BODY_BUDGET, CALLER_NAMES, GATE, NEEDS, SETTINGS, STORE
 from service.middleware import answer_errors, refuse_encodings, watch
 from service.needs import OPEN, Need, Reach
 from service.npm import tarball
@@ -43,7 +44,9 @@ def create_app(store: Store, settings: Settings) -> web.Application:
     )
     app[STORE] = store
     app[SETTINGS] = settings
-    app[BODY_BUDGET] = BodyBudget(settings.body_bytes_in_flight_max)
+    patience = Patience(bytes_per_second=settings.body_bytes_per_second_min, total_s=settings.body_timeout_ms / 1000)
+    app[BODY_BUDGET] = BodyBudget(settings.body_bytes_in_flight_max, patience)
+    app[ADMISSION] = Admission(settings)
     app[CALLER_NAMES] = CallerNames()
     app[AUDIT] = Audit(settings.audit_file)
     app.on_cleanup.append(_close_audit)

@@ -13,14 +13,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from service.audit import Asked
-from service.keys import ASKED, AUDIT, GATE, NEEDS, REQUEST_ID, TOKEN
+from service.keys import ADMISSION, ASKED, AUDIT, GATE, NEEDS, REQUEST_ID, TOKEN
 from service.needs import ANY_TOKEN, FORGOTTEN, Reach, is_enough
+from service.quiet import SILENT, Lines
 from storage.errors import StorageError
 from storage.tokens import Scope, Standing, Token
 
 REFUSED = "Authentication error"
 
 log = structlog.get_logger()
+_lines = Lines()
 
 
 @web.middleware
@@ -34,9 +36,14 @@ async def check_token(request: web.Request, handler: Handler) -> web.StreamRespo
         need = FORGOTTEN if match_info.http_exception is None else ANY_TOKEN
     if need.reach is Reach.NOTHING:
         return await handler(request)
-    standing, token = app[GATE].look(credential(request))
+    admission = app[ADMISSION]
+    admission.check_request(request)
+    text = credential(request)
+    standing, token = app[GATE].look(text)
     if standing is not Standing.VALID or token is None:
+        admission.count_failure(request, text)
         raise _unauthorized(request, standing, token)
+    admission.check_credential(request, text, token.id)
     request[TOKEN] = token
     account, index = match_info.get("account", ""), match_info.get("name", "")
     if not is_enough(token, need, account=account, index=index):
@@ -109,23 +116,24 @@ def credential(request: web.Request) -> str:
 
 
 def _unauthorized(request: web.Request, standing: Standing, token: Token | None) -> web.HTTPUnauthorized:
-    log.info(
-        "access.refused",
-        request_id=request[REQUEST_ID],
-        reason=standing.name.lower(),
-        token=token.id if token else "",
-        address=request.remote,
-    )
+    _note_refusal(request, standing.name.lower(), token.id if token else "")
     return web.HTTPUnauthorized(text=REFUSED, headers={"WWW-Authenticate": "Bearer"})
 
 
 def _forbidden(request: web.Request, token: Token, scope: Scope) -> web.HTTPForbidden:
     wanted = scope.name.lower()
-    log.info(
-        "access.refused",
-        request_id=request[REQUEST_ID],
-        reason=f"no {wanted}",
-        token=token.id,
-        address=request.remote,
-    )
+    _note_refusal(request, f"no {wanted}", token.id)
     return web.HTTPForbidden(text=f"{REFUSED}: the token has no {wanted} access to this")
+
+
+def _note_refusal(request: web.Request, reason: str, token: str) -> None:
+    left_out = _lines.take()
+    if left_out != SILENT:
+        log.info(
+            "access.refused",
+            request_id=request[REQUEST_ID],
+            reason=reason,
+            token=token,
+            address=request.remote,
+            left_out=left_out,
+        )

@@ -1,8 +1,8 @@
 """Reading a request's body within bounds.
 
 Nothing is read before the handler asks: a request that is refused for its token, its route or its declared
-size costs no memory. What is read is counted, per request and over the whole process, and a sender that
-stalls is given up on.
+size costs no memory. What is read is counted, per request and over the whole process, as it arrives: a length
+that is a lie takes nothing from others. A sender that stalls, drips or never ends is given up on.
 """
 
 from __future__ import annotations
@@ -10,30 +10,52 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from aiohttp import web
 
-CHUNK_TIMEOUT_S = 30
-"""How long a sender may send nothing in the middle of a body."""
 RETRY_AFTER_S = 1
 
 
-class BodyBudget:
-    """The bytes of bodies that one process holds at a time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a sender is waited for. Only waiting counts: the time in which we were busy is not the sender's."""
 
-    def __init__(self, bytes_max: int) -> None:
+    stall_s: float = 30
+    """How long it may send nothing in the middle of a body."""
+    grace_s: float = 10
+    """How long it may be slower than `bytes_per_second`."""
+    bytes_per_second: float = 1024
+    total_s: float = 600
+    """How long a whole body may take."""
+
+    def left_s(self, *, length: int, waited_s: float) -> float:
+        """How long to wait for the next bytes, after so many bytes and so much waiting."""
+        due_s = self.grace_s + length / self.bytes_per_second
+        return max(0.0, min(self.stall_s, min(due_s, self.total_s) - waited_s))
+
+
+class BodyBudget:
+    """The bytes of bodies that one process holds at a time, and its patience with who sends them."""
+
+    def __init__(self, bytes_max: int, patience: Patience | None = None) -> None:
         self.bytes_max = bytes_max
+        self.patience = patience or Patience()
         self.held = 0
 
     def take(self, count: int) -> None:
         """Hold `count` more bytes. Raises HTTPServiceUnavailable when the process may not hold that many."""
+        self.check(count)
+        self.held += count
+
+    def check(self, count: int) -> None:
+        """Raises HTTPServiceUnavailable when the process may not hold `count` more bytes now."""
         if self.held + count > self.bytes_max:
             raise web.HTTPServiceUnavailable(
                 text=f"{self.held} of {self.bytes_max} bytes for request bodies are in use and {count} more "
                 "are asked for; try again shortly, or send smaller batches",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
-        self.held += count
 
     def give_back(self, count: int) -> None:
         """Let go of bytes taken before."""
@@ -49,6 +71,7 @@ class BodyReader:
         self._budget = budget
         self._bytes_max = bytes_max
         self._taken = 0
+        self._waited_s = 0.0
 
     async def read(self) -> bytes:
         """The whole body. Raises what `chunks` does."""
@@ -62,15 +85,12 @@ class BodyReader:
         declared = self._request.content_length or 0
         if declared > self._bytes_max:
             raise self._too_large(declared)
-        self._take(declared)
+        self._budget.check(declared)
         await self._ask_to_continue()
-        length = 0
         while chunk := await self._next_chunk():
-            length += len(chunk)
-            if length > self._bytes_max:
-                raise self._too_large(length)
-            if length > self._taken:
-                self._take(length - self._taken)
+            self._take(len(chunk))
+            if self._taken > self._bytes_max:
+                raise self._too_large(self._taken)
             yield chunk
 
     def release(self) -> None:
@@ -84,19 +104,25 @@ class BodyReader:
 
     async def _next_chunk(self) -> bytes:
         content = self._request.content
+        if content.is_eof():
+            # A small body arrives with the head of its request: there is nothing to wait for.
+            return content.read_nowait()
+        clock = asyncio.get_running_loop().time
+        left_s = self._budget.patience.left_s(length=self._taken, waited_s=self._waited_s)
+        began_s = clock()
         try:
-            if content.is_eof():
-                # A small body arrives with the head of its request: there is nothing to wait for.
-                return content.read_nowait()
-            async with asyncio.timeout(CHUNK_TIMEOUT_S):
+            async with asyncio.timeout(left_s):
                 return await content.readany()
         except TimeoutError as error:
             raise web.HTTPRequestTimeout(
-                text=f"no byte of the body arrived for {CHUNK_TIMEOUT_S} s; send the request again"
+                text=f"{self._taken} bytes of the body arrived in {self._waited_s + left_s:.0f} s, which is too slow "
+                "to go on waiting; send the request again, or less in each"
             ) from error
         except ConnectionError as error:
             # Nobody reads this answer; but who hangs up is no failure of ours, in the log or in the metrics.
             raise web.HTTPBadRequest(text="the connection ended in the middle of the body") from error
+        finally:
+            self._waited_s += clock() - began_s
 
     async def _ask_to_continue(self) -> None:
         # Here, not where aiohttp would do it: that is before the token was looked at.

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from service.admission import Admission
 from service.audit import Asked, Audit
 from service.bodies import BodyBudget
 from service.callers import CallerNames
@@ -18,6 +19,7 @@ from storage.tokens import Token
 
 STORE = web.AppKey("store", Store)
 SETTINGS = web.AppKey("settings", Settings)
+ADMISSION = web.AppKey("admission", Admission)
 BODY_BUDGET = web.AppKey("body_budget", BodyBudget)
 CALLER_NAMES = web.AppKey("caller_names", CallerNames)
 GATE = web.AppKey("gate", Gate)

@@ -10,7 +10,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -27,6 +34,11 @@ QUERY_SECONDS = Histogram(
     "The stages of a query.",
     ("stage",),
     buckets=(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0),
+)
+CONNECTIONS_REFUSED = Counter(
+    "headrace_connections_refused_total",
+    "Connections that were turned away or cut.",
+    ("reason",),
 )
 
 

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 
 from service.answered import note
 from service.dialects import dialect_of
-from service.keys import REQUEST_ID
+from service.keys import ADMISSION, REQUEST_ID
 from storage.errors import Damaged, StorageError, Unavailable
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -35,6 +35,8 @@ async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Number the request, time it, and log one line about it: no vectors, no tokens, no query string."""
     started = time.perf_counter()
     request_id = request[REQUEST_ID] = _request_id(request)
+    admission = request.app[ADMISSION]
+    admission.in_flight += 1
     status = 499  # Stays only when the client went away or the process is stopping.
     try:
         response = await handler(request)
@@ -43,6 +45,7 @@ async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
         response.headers["Server"] = SERVER
         return response
     finally:
+        admission.in_flight -= 1
         took = time.perf_counter() - started
         route = _route(request)
         dialect = _dialect_name(route) if route != UNMATCHED else dialect_of(request.path).name

@@ -65,6 +65,28 @@ class Settings:
     """How long `/info` names a caller's own mutations to that caller."""
     body_bytes_in_flight_max: int = 512 * MIB
     """The bytes of request bodies one service process holds at a time."""
+    body_bytes_per_second_min: int = 1024
+    """A sender that is slower than this, after a grace of ten seconds, is given up."""
+    body_timeout_ms: int = 600_000
+    """How long the service waits for one body, all pauses together."""
+    head_timeout_ms: int = 10_000
+    """How long a new connection may take to send the head of its first request."""
+    keepalive_timeout_ms: int = 75_000
+    """How long a connection may be idle between requests; longer than the proxy in front keeps its own."""
+    answer_bytes_per_second_min: int = 1024
+    """A client that reads its answer more slowly than this is disconnected."""
+    connections_max: int = 8_192
+    """The connections of one service process; at most half the files it may have open."""
+    connections_per_address_max: int = 0
+    """The connections of one address to one service process; 0 for no bound. Behind a proxy all have its address."""
+    requests_in_flight_max: int = 4_096
+    """The requests one service process works on at a time, those that wait included."""
+    requests_per_second_per_address_max: int = 0
+    """The requests of one address to one service process; 0 for no bound. Behind a proxy all have its address."""
+    requests_per_second_per_token_max: int = 0
+    """The requests with one token to one service process; 0 for no bound."""
+    failed_credentials_per_minute_max: int = 600
+    """The wrong credentials one address may show one service process; 0 for no bound."""
     ready_lag_max_ms: int = 0
     """`/readyz` is unready when the worker is further behind than this; 0 never asks."""
     drain_timeout_ms: int = 25_000

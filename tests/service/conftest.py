@@ -58,6 +58,7 @@ class Service:
     url: str
     session: aiohttp.ClientSession
     running: Running
+    app: Any = None
 
     async def ask(self, method: str, path: str, *, data: Any = None, headers: Any = None, **rest: Any) -> Answer:
         url = self.url + (path if path.startswith("/") else f"{V2}/{path}")
@@ -97,7 +98,8 @@ class Service:
 async def serving(settings: Settings) -> AsyncIterator[Service]:
     """Serve until the block ends."""
     async with running_on(settings) as running:
-        runner = Runner(create_app(running.store, settings), drain_s=5)
+        app = create_app(running.store, settings)
+        runner = Runner(app, drain_s=5)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -105,7 +107,7 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
             host, port = runner.addresses[0][:2]
             # Real clients keep connections; a session without a pool shows none of the reuse bugs.
             async with aiohttp.ClientSession() as session:
-                yield Service(f"http://{host}:{port}", session, running)
+                yield Service(f"http://{host}:{port}", session, running, app)
         finally:
             await runner.cleanup()
 

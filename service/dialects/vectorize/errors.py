@@ -135,6 +135,7 @@ FRAMEWORK: dict[int, Code] = {
     408: Code.BODY_TIMEOUT,
     413: Code.BODY_TOO_LARGE,
     415: Code.CONTENT_ENCODING,
+    429: Code.TOO_MANY_REQUESTS,
     503: Code.OVERLOADED,
 }
 """What the server around the handlers refuses, by its status."""
