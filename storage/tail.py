@@ -31,6 +31,10 @@ ROWS_MIN = 256
 COLUMNS_MAX = 64
 """The columns a tail keeps; the one unused for longest makes place."""
 FLOAT_BYTES = 4
+COPIED_BYTES_MAX = 2 * 1024 * 1024
+"""A tail with more is not moved again until it has outgrown ROOM_BYTES."""
+ROOM_BYTES = 128 * 1024 * 1024
+"""Twice what a tail is meant to grow to."""
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -115,6 +119,10 @@ class Tail:
         if rows <= capacity:
             return
         capacity = max(rows, 2 * capacity)
+        row_bytes = self.dimensions * FLOAT_BYTES
+        if capacity * row_bytes > COPIED_BYTES_MAX:
+            # Memory is taken when it is written to, so room costs nothing; copying 50 MB held up queries for 0.2 s.
+            capacity = max(capacity, ROOM_BYTES // row_bytes)
         self._labels = _grown(self._labels, self.rows, capacity)
         self._vectors = _grown(self._vectors, self.rows, capacity)
         self._norms = _grown(self._norms, self.rows, capacity)
