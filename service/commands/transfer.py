@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from service.commands.failure import EXIT_FAILED, EXIT_USAGE, CommandFailed
-from service.commands.rest import Api, ApiRefused
+from service.commands.rest import Api, ApiRefused, ApiUnreachable
 from service.commands.transfer_arguments import LIVE_URL
 from service.commands.transfer_ends import Description, Source, Target
 from service.commands.transfer_file import FileSource, FileTarget
@@ -86,7 +86,7 @@ async def _export(asked: Transfer) -> int:
         else:
             target = await _end(stack, *live)
             kept = Path(f"{live[0].account}-{live[1]}.export.resume")
-        with suppress(ApiRefused):  # An index that is not there is told of below.
+        with suppress(ApiRefused, ApiUnreachable):  # An index that is not there is told of below.
             await source.catch_up()
         return await _move(source, target, Journal(asked.resume or kept))
 

@@ -202,6 +202,10 @@ class IndexEnd:
             if refused.code in NO_SUCH_INDEX:
                 return None
             raise
+        except ApiUnreachable as error:
+            raise CommandFailed(
+                f"nothing answers for {self.shown}; is it running, and is the address right?"
+            ) from error
         return found
 
 

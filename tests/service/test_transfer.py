@@ -264,6 +264,9 @@ async def test_what_cannot_begin_says_why_and_leaves_nothing(service, here, caps
     monkeypatch.delenv("CLOUDFLARE_API_TOKEN")
     assert await headrace("export", THERE, here=here.url) == EXIT_USAGE
     assert "set CLOUDFLARE_API_TOKEN" in capsys.readouterr().err
+    nowhere = "http://127.0.0.1:1"
+    assert await headrace("export", "docs.ndjson", "--index", "docs", here=nowhere) == EXIT_FAILED
+    assert f"nothing answers for acc/docs at {nowhere}" in capsys.readouterr().err
     assert [path.name for path in Path.cwd().glob("*.*")] == []
 
 
