@@ -19,6 +19,8 @@ import orjson
 import pytest
 from yarl import URL
 
+from service.dialects.vectorize.errors import Refusal
+from service.dialects.vectorize.models import Ids, validate
 from service.dialects.vectorize.reading import document_bytes_max
 from service.keys import BODY_BUDGET
 from storage.limits import CLOUDFLARE
@@ -206,6 +208,13 @@ async def test_a_document_that_no_limit_allows_is_not_read_into_objects(docs: Se
     with bounded(6 * most / MIB):
         answer = await sent(docs, path, too_large)
     assert refused(answer) == (413, 49033)
+
+
+def test_a_list_of_wrong_ids_is_refused_at_the_first():
+    document = {"ids": [1] * 500_000}
+
+    with bounded(8), pytest.raises(Refusal, match=r"ids\.0"):
+        validate(Ids, document)
 
 
 NAMES = [

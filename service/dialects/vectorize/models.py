@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from service.dialects.vectorize.errors import Code, Refusal
@@ -91,7 +91,8 @@ class CreateIndex(Body):
 class Ids(Body):
     """Body of `get_by_ids` and `delete_by_ids`."""
 
-    ids: list[str]
+    # Only the first error is told; a list of each takes four hundred times the memory of the body.
+    ids: Annotated[list[str], FailFast()]
 
 
 class Select(Body):
