@@ -10,6 +10,7 @@ from aiohttp import web
 
 from service import health, metrics
 from service.admission import Admission
+from service.answered import write_notes
 from service.audit import Audit
 from service.auth import check_token
 from service.bodies import BodyBudget, Patience, leave_unread
@@ -66,6 +67,7 @@ def create_app(store: Store, settings: Settings) -> web.Application:
     )
     for dialect in DIALECTS:
         app.router.add_routes(dialect.routes())
+    app.on_cleanup.append(_write_notes)
     return app
 
 
@@ -93,3 +95,8 @@ async def _note_uses(app: web.Application) -> AsyncIterator[None]:
 
 async def _close_audit(app: web.Application) -> None:
     app[AUDIT].close()
+
+
+async def _write_notes(_: web.Application) -> None:
+    """What was noted of the last requests is written before the process ends."""
+    write_notes()

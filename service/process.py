@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 import structlog
 from aiohttp import web
 
-from service.answered import write_notes
 from service.app import create_app
 from service.connections import Runner
 from service.keys import AUDIT
@@ -65,7 +64,6 @@ async def _serve(
     finally:
         # Stops listening at once, then gives requests under way the time they have to finish.
         await runner.cleanup()
-        write_notes()
         log.info("service.stopped")
 
 

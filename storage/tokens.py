@@ -117,7 +117,11 @@ EVERYTHING = (Grant(Scope.ADMIN),)
 def token_hash(text: str) -> bytes:
     """What is stored of a token."""
     # Header bytes that are not UTF-8 reach us as surrogates and must come out as the bytes they were.
-    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+    try:
+        given = text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # Surrogates that stand for no byte: they come from no header and open nothing.
+        given = text.encode(errors="surrogatepass")
+    return hashlib.sha256(given).digest()
 
 
 def token_id(text: str) -> TokenId:
