@@ -49,6 +49,20 @@ const STEPS = {
       ["a"],
     );
   },
+  async "metadata indexes"() {
+    await until(async () => (await store.listMetadataIndexes(indexName)).length === 1);
+    equal(await store.listMetadataIndexes(indexName), [{ propertyName: "kind", indexType: "String" }]);
+    await store.deleteMetadataIndex(indexName, "kind");
+    await until(async () => (await store.listMetadataIndexes(indexName)).length === 0);
+  },
+  async "updateVector, which sends no id"() {
+    await store.updateVector({ indexName, id: "b", update: { vector: axis(2), metadata: { kind: "z" } } });
+    await until(async () => (await store.describeIndex({ indexName })).count === 3);
+    const [best] = await store.query({ indexName, queryVector: axis(2), topK: 1 });
+    equal([best.id === "b", best.metadata], [false, { kind: "z" }]);
+    await store.deleteVector({ indexName, id: best.id });
+    await until(async () => (await store.describeIndex({ indexName })).count === 2);
+  },
   async deleteVector() {
     await store.deleteVector({ indexName, id: "a" });
     await until(async () => (await store.describeIndex({ indexName })).count === 1);

@@ -83,6 +83,36 @@ const STEPS = {
     await settled(await indexes.deleteByIDs("small", { account_id, ids: ["a"] }));
     equal((await indexes.info("small", { account_id })).vectorCount, 5);
   },
+  async "list vectors, page by page"() {
+    const first = await indexes.listVectors("small", { account_id, count: 3 });
+    equal([first.count, first.totalCount, first.isTruncated], [3, 5, true]);
+    const rest = await indexes.listVectors("small", { account_id, count: 3, cursor: first.nextCursor });
+    equal([rest.isTruncated, rest.nextCursor], [false, null]);
+    equal(
+      [...first.vectors, ...rest.vectors].map((one) => one.id),
+      ["b", "c", "d", "e", "f"],
+    );
+  },
+  async "insert a buffer, a file and a stream"() {
+    writeFileSync("more.ndjson", line("i", 8));
+    const bodies = [Buffer.from(line("g", 6)), new File([line("h", 7)], "h"), createReadStream("more.ndjson")];
+    for (const body of bodies) await settled(await indexes.insert("small", { account_id, body }));
+    equal(
+      (await indexes.getByIDs("small", { account_id, ids: ["g", "h", "i"] })).map((one) => one.values),
+      [axis(6), axis(7), axis(8)],
+    );
+  },
+  async "lines that are no vectors"() {
+    const body = `${line("j", 9)}\nnothing\n`;
+    equal(await refusal(indexes.insert("small", { account_id, body })), [400, 40023]);
+    await settled(await indexes.insert("small", { account_id, body, "unparsable-behavior": "discard" }));
+    equal((await indexes.info("small", { account_id })).vectorCount, 9);
+  },
+  async "query by the id of a vector"() {
+    // The SDK's types do not know `vectorId`; what it is given goes into the body.
+    const { matches } = await indexes.query("small", { account_id, vectorId: "f", namespace: "n" });
+    equal(matches, [{ id: "f", score: 1, namespace: "n" }]);
+  },
   async "refusals are APIErrors"() {
     equal(await refusal(indexes.get("nowhere", { account_id })), [404, 3000]);
     equal(await refusal(indexes.query("small", { account_id, vector: [1] })), [400, 40006]);
