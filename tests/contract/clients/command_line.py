@@ -101,7 +101,6 @@ def nothing_is_there_yet(shell: Shell) -> None:
     empty.says("create", "bare", "--dimensions=32", "--metric=dot-product")
     assert "You haven't created any metadata indexes" in empty.says("list-metadata-index", "bare")
     assert "No vectors found in this index" in empty.says("list-vectors", "bare")
-    assert empty.json("list-vectors", "bare", "--json")["vectors"] == []
     assert empty.json("info", "bare", "--json") == {"dimensions": 32, "vectorCount": 0}
     assert re.search(r"│ 32 +│ 0 +│", empty.says("info", "bare"))
     assert "Deleted index bare" in empty.says("delete", "bare", "--force")
@@ -248,8 +247,6 @@ def the_first_version_is_refused(shell: Shell) -> None:
 
 
 def delete(shell: Shell) -> None:
-    # Where nobody can be asked, wrangler takes it that the answer would be yes.
-    assert "Deleted index ada" in shell.says("delete", "ada")
     assert "Deleted index small" in shell.says("delete", "small", "--force")
     assert 'Index name "small" was deleted [code: 3005]' in shell.says("get", "small", code=1)
 
