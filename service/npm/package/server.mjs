@@ -58,9 +58,10 @@ export async function start(options, { data, level = "warning" } = {}) {
   }
   const command = find();
   if (command === undefined) {
+    const missing = port === "0" ? "" : `nothing answers at ${options.url}, and `;
     throw new Unusable(
-      `nothing answers at ${options.url}, and there is no Python program \`headrace\` to start; ` +
-        "install it (pip install headrace), or start it yourself and name it with --url",
+      `${missing}there is no Python program \`headrace\` to start; ` +
+        "install its wheel (on the path or in .venv), or start a server yourself and name it with --url",
     );
   }
   const host = hostname.replace(/[[\]]/g, "");
