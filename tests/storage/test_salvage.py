@@ -47,10 +47,16 @@ async def stopped(small):
             await running.applied(spec, last)
             await asyncio.sleep(0.05)
         await until(lambda: len(segments(settings.data, spec)) > 1)
+        await until(lambda: unsealed(settings.data, spec) < settings.seal_mutations)
+        while unsealed(settings.data, spec) > 3:
+            # Two more must not make a seal due: the tail is to stay.
+            await running.applied(spec, await running.upsert(spec, some(20)))
+            await until(lambda: unsealed(settings.data, spec) < settings.seal_mutations)
         for number in range(20, 22):
             last = await running.upsert(spec, some(number))
         await running.applied(spec, last)
         await asyncio.sleep(0.5)
+        assert 2 <= unsealed(settings.data, spec) < settings.seal_mutations
         rows = await everything(running, spec)
     return settings, spec, rows
 
@@ -67,6 +73,12 @@ async def until(holds: Callable[[], object]) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError("waited a minute in vain")
+
+
+def unsealed(data: Path, spec: IndexSpec) -> int:
+    with closing(Reader(DataFolder(data).index(spec.id).state)) as reader:
+        [(sealed, applied)] = reader.rows("SELECT sealed_through, applied FROM progress")
+    return int(applied - sealed)
 
 
 def segments(data: Path, spec: IndexSpec) -> list[tuple[str, int]]:
