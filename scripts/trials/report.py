@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-VERDICTS = ("harmless", "detected", "scrubbed", "crashed once")
+VERDICTS = ("kept", "detected", "scrubbed", "crashed once", "harmless", "not run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One trial. `verdict` is "harmless", "detected", "scrubbed" (noticed by the scrub, not before), "crashed
-    once" (one process below an open mapping, and never again), or the name of a violation."""
+    """One trial. `verdict` is "kept" (what was done to it broke nothing), "detected" (damage was noticed and said),
+    "scrubbed" (noticed by the scrub, not before), "crashed once" (one process below an open mapping, and never
+    again), "harmless" (damage that nothing reads), "not run" (`note` says what it needs), or the name of a violation."""
 
     number: int
     promise: str
@@ -58,14 +59,17 @@ def table(trials: Iterable[Trial]) -> str:
     by_promise: dict[str, list[Trial]] = {}
     for trial in trials:
         by_promise.setdefault(trial.promise, []).append(trial)
-    lines = ["| promise | trials | violations | detected | by the scrub | crashed once | harmless | duration |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = ["| promise | trials | violations | kept | detected | by the scrub | crashed once | harmless | duration |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for promise, some in sorted(by_promise.items()):
         count = {name: sum(one.verdict == name for one in some) for name in VERDICTS}
         broken = sum(one.is_violation for one in some)
         seconds = sum(one.seconds for one in some)
-        lines.append(
-            f"| {promise} | {len(some)} | {broken} | {count['detected']} | {count['scrubbed']} | "
-            f"{count['crashed once']} | {count['harmless']} | {seconds:.0f} s |"
-        )
+        if tried := len(some) - count["not run"]:
+            lines.append(
+                f"| {promise} | {tried} | {broken} | {count['kept']} | {count['detected']} | {count['scrubbed']} | "
+                f"{count['crashed once']} | {count['harmless']} | {seconds:.0f} s |"
+            )
+        for needs in sorted({one.note for one in some if one.verdict == "not run"}):
+            lines.append(f"| {promise} | not run: {needs} | | | | | | | |")
     return "\n".join(lines)
