@@ -14,7 +14,7 @@ VERDICTS = ("kept", "detected", "scrubbed", "crashed once", "harmless", "not run
 class Trial:
     """One trial. `verdict` is "kept" (what was done to it broke nothing), "detected" (damage was noticed and said),
     "scrubbed" (noticed by the scrub, not before), "crashed once" (one process below an open mapping, and never
-    again), "harmless" (damage that nothing reads), "not run" (`note` says what it needs), or the name of a violation."""
+    again), "harmless" (damage that nothing reads), "not run" (`note` says what it needs), or a violation's name."""
 
     number: int
     promise: str
@@ -70,6 +70,6 @@ def table(trials: Iterable[Trial]) -> str:
                 f"| {promise} | {tried} | {broken} | {count['kept']} | {count['detected']} | {count['scrubbed']} | "
                 f"{count['crashed once']} | {count['harmless']} | {seconds:.0f} s |"
             )
-        for needs in sorted({one.note for one in some if one.verdict == "not run"}):
-            lines.append(f"| {promise} | not run: {needs} | | | | | | | |")
+        missing = sorted({one.note for one in some if one.verdict == "not run"})
+        lines += [f"| {promise} | not run: {needs} | | | | | | | |" for needs in missing]
     return "\n".join(lines)
