@@ -11,6 +11,7 @@ import asyncio
 import os
 import pickle
 import random
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,17 @@ QUIET = Settings(
 )
 """Nothing is sealed or merged unless something is damaged."""
 BUSY = replace(QUIET, seal_bytes=200_000, seal_mutations=8, seal_idle_ms=100, merge_idle_ms=1 << 40, segments_max=3)
+
+PRELOAD = "HEADRACE_TORTURE_PRELOAD"
+"""The variable that names a module of this package which every started process of the product imports first: a build
+that is broken on purpose."""
+
+
+def launch(module: str) -> tuple[str, ...]:
+    """The start of the command that runs a module of the product, `service` say, in a process of its own."""
+    preload = os.environ.get(PRELOAD, "")
+    return (sys.executable, "-P", "-m", *(("scripts.trials.preloaded", preload) if preload else ()), module)
+
 
 Row = tuple[bytes, int, str]
 """What the model keeps of a vector: its values, its colour, its namespace."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ ACCOUNT = "0123456789abcdef0123456789abcdef"
 TOKEN = "local"
 PATIENCE_S = 60.0
 """Not a speed limit: how long a test waits before it calls a thing that should happen stuck."""
+LAUNCH = (sys.executable, "-P", "-m", "service")
 LOUD = frozenset({"error", "critical"})
 
 Found = TypeVar("Found")
@@ -53,8 +54,11 @@ def is_alive(pid: int) -> bool:
 class Program:
     """`headrace up` on one data folder. It may be started again after its end, and keeps its port then."""
 
-    def __init__(self, folder: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, environ: dict[str, str] | None = None, launch: Sequence[str] = LAUNCH
+    ) -> None:
         self.url = ""
+        self._launch = launch
         self._folder = folder
         self._arguments = arguments
         self._environ = environ or {}
@@ -87,7 +91,7 @@ class Program:
     def start(self) -> None:
         """Start it and wait until it says where it listens. Fails with its log when it ends instead."""
         assert self._process is None
-        command = [sys.executable, "-P", "-m", "service", "up", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [*self._launch, "up", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--data", str(self._folder / "data"), "--log-format", "json", "--log-level", "debug"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -157,9 +161,11 @@ class Program:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, environ: dict[str, str] | None = None) -> Iterator[Program]:
+def running(
+    folder: Path, *arguments: str, environ: dict[str, str] | None = None, launch: Sequence[str] = LAUNCH
+) -> Iterator[Program]:
     """A program that is ready; gone without a trace at the end, unless it was stopped before."""
-    program = Program(folder, *arguments, environ=environ)
+    program = Program(folder, *arguments, environ=environ, launch=launch)
     try:
         program.start()
         yield program
