@@ -65,6 +65,14 @@ def write_whole(path: Path, content: bytes | memoryview) -> FileSum:
     return writer.sum()
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a new file that may be written to later; it is on disk, but for its name. Raises StoreFull."""
+    with full_disk_told(path), path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def fsync_folder(path: Path) -> None:
     """Make the names in a folder durable. Raises StoreFull."""
     with full_disk_told(path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from storage.backends.sqlite.driver import connect
-from storage.backends.sqlite.migrate import KINDS, MIGRATIONS, is_current, migrate, migrations, statements
+from storage.backends.sqlite.migrate import KINDS, MIGRATIONS, create, is_current, migrate, migrations, statements
 from storage.errors import SchemaChanged, SchemaTooNew
 
 
@@ -21,6 +22,13 @@ def schema(path: Path) -> list[tuple[str, ...]]:
         ).fetchall()
     finally:
         connection.close()
+
+
+def pragmas(path: Path) -> list[object]:
+    """What only the first statements of a database can set, and that all of it is there."""
+    asked = ("journal_mode", "auto_vacuum", "page_size", "integrity_check")
+    with closing(connect(path)) as connection:
+        return [connection.execute(f"PRAGMA {one}").fetchall() for one in asked]
 
 
 @pytest.fixture
@@ -38,6 +46,29 @@ def test_all_migrations_together_give_exactly_the_schema(kind, tmp_path):
     connection.close()
 
     assert schema(tmp_path / "migrated.db") == schema(tmp_path / "schema.db")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_new_database_is_as_migrations_make_it_and_a_file_of_its_own(kind, tmp_path):
+    migrate(tmp_path / "migrated.db", kind)
+    names = [f"{number}.db" for number in range(3)]  # At least the later ones are copies of the first.
+    for name in names:
+        create(tmp_path / name, kind)
+    with closing(connect(tmp_path / names[0], isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE apart (x INTEGER) STRICT")
+
+    for name in names[1:]:
+        assert schema(tmp_path / name) == schema(tmp_path / "migrated.db")
+        assert pragmas(tmp_path / name) == pragmas(tmp_path / "migrated.db")
+        assert is_current(tmp_path / name, kind)
+
+
+def test_a_new_database_never_takes_the_place_of_another(tmp_path):
+    create(tmp_path / "first.db", "log")
+    create(tmp_path / "log.db", "log")
+
+    with pytest.raises(FileExistsError):
+        create(tmp_path / "log.db", "log")
 
 
 def test_a_second_run_does_nothing(tmp_path):

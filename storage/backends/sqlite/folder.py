@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.backends.sqlite.migrate import migrate
+from storage.backends.sqlite.migrate import create, migrate
 from storage.files import fsync_folder
 from storage.records import IndexId
 
@@ -108,8 +108,8 @@ def create_index_folder(data: DataFolder, index: IndexId) -> None:
     draft = IndexFolder(data.indexes / f"{DRAFT_PREFIX}{index}-{uuid.uuid4().hex[:8]}")
     try:
         draft.segments.mkdir(parents=True, mode=0o700)
-        migrate(draft.log, "log")
-        migrate(draft.state, "state")
+        create(draft.log, "log")
+        create(draft.state, "state")
         draft.log_lock.touch()
         fsync_folder(draft.path)
         draft.path.rename(data.index(index).path)

@@ -17,6 +17,7 @@ import xxhash
 from storage.backends.sqlite.database import PRAGMAS, Row, translated
 from storage.backends.sqlite.driver import Connection, complete_statement, connect
 from storage.errors import SchemaChanged, SchemaTooNew
+from storage.files import write_durably
 
 MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations" / "sqlite"
 KINDS = ("control", "log", "state", "workers")
@@ -68,6 +69,26 @@ def migrate(path: Path, kind: str, root: Path = MIGRATIONS) -> int:
             return sum(_take(connection, path, kind, step, root) for step in pending(connection, path, kind, root))
         finally:
             connection.close()
+
+
+_blank: dict[str, bytes] = {}
+"""The file of a new database of each kind, as this process made the first of it."""
+
+
+def create(path: Path, kind: str) -> None:
+    """Make a new database; durable when this returns, but for its name. Raises StoreFull.
+
+    A dozen statements, most of which wait for the disk, lead to the same bytes each time: after the first, they are
+    copied. A connection that finds no WAL beside a file in WAL mode begins one, as after any last close.
+    """
+    content = _blank.get(kind)
+    if content is not None:
+        write_durably(path, content)
+        return
+    migrate(path, kind)
+    # The last connection to close moves the WAL into the file; where it could not, the file is not all there is.
+    if not path.with_name(path.name + "-wal").exists():
+        _blank[kind] = path.read_bytes()
 
 
 def pending(connection: Connection, path: Path, kind: str, root: Path = MIGRATIONS) -> tuple[Migration, ...]:
