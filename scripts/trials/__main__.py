@@ -9,7 +9,10 @@ from pathlib import Path
 
 from scripts.trials.report import Trial, table
 
-PARTS = {"rot": "bits flipped, pages zeroed, files cut off, swapped or lost; stopped and running"}
+PARTS = {
+    "rot": "bits flipped, pages zeroed, files cut off, swapped or lost; stopped and running",
+    "fresh": "write, ask /info on one process, read on another, under churn",
+}
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 
 
