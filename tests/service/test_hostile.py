@@ -20,6 +20,7 @@ import pytest
 from yarl import URL
 
 from service.dialects.vectorize.errors import Refusal
+from service.dialects.vectorize.marks import Marks
 from service.dialects.vectorize.models import Ids, validate
 from service.dialects.vectorize.reading import document_bytes_max
 from service.keys import BODY_BUDGET
@@ -194,20 +195,56 @@ async def test_ids_that_are_too_many_or_none_are_refused(docs: Service, operatio
     assert refused(answer)[1] in (40007, 40008, 40026)
 
 
-@pytest.mark.parametrize("path", ["docs/query", "docs/get_by_ids", "docs/delete_by_ids", V2])
-async def test_a_document_that_no_limit_allows_is_not_read_into_objects(docs: Service, path: str):
-    most = document_bytes_max(CLOUDFLARE)
+@pytest.mark.parametrize(
+    ("path", "ids_max"), [("docs/query", 0), ("docs/get_by_ids", 20), ("docs/delete_by_ids", 100), (V2, 0)]
+)
+async def test_a_document_that_no_limit_allows_is_not_read_into_objects(docs: Service, path: str, ids_max: int):
+    most = document_bytes_max(CLOUDFLARE, ids_max=ids_max)
     fits, too_large = (b'{"ids":[' + b'"1",' * ((size - 13) // 4) + b'"1"]}' for size in (most, 3 * most))
 
     with bounded(60):
         answer = await sent(docs, path, fits)
-    assert answer.status == 400
-    refused(answer)
+    assert refused(answer) == (400, 40007 if ids_max else 40026)
 
     # The client holds it once more.
     with bounded(6 * most / MIB):
         answer = await sent(docs, path, too_large)
     assert refused(answer) == (413, 49033)
+
+
+VALUES = {
+    "numbers": b"123456,",
+    "texts": b'"123456",',
+    "texts with marks in them": b'"[,{\\",",',
+    "objects": b"{},",
+    "lists": b"[1],",
+    "objects with a key": b'{"a":1},',
+}
+
+
+@pytest.mark.parametrize("operation", ["get_by_ids", "delete_by_ids"])
+@pytest.mark.parametrize("value", VALUES)
+async def test_500_000_ids_are_counted_before_they_become_objects(relaxed: Service, operation: str, value: str):
+    await relaxed.create()
+    body = b'{"ids":[' + VALUES[value] * 500_000 + b'"1"]}'
+
+    # Of which the client takes as much as the body has.
+    with bounded(60):
+        answer = await sent(relaxed, f"docs/{operation}", body)
+
+    assert refused(answer) == (400, 40007), answer.text
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 4096])
+def test_marks_in_strings_are_none_however_the_text_is_cut(length: int):
+    text = rb'{"a,[{\\":["\\","\\\",[{",{"b":"}"},1, 2]}'
+    marks = Marks(7)
+    exactly = Marks(6)
+
+    chunks = [text[start : start + length] for start in range(0, len(text), length)]
+
+    assert all(marks.feed(chunk) for chunk in chunks)
+    assert not all(exactly.feed(chunk) for chunk in chunks)
 
 
 def test_a_list_of_wrong_ids_is_refused_at_the_first():

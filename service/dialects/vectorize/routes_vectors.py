@@ -136,7 +136,7 @@ async def delete_by_ids(request: web.Request) -> web.Response:
     spec = index_of(request)
     limits = request.app[SETTINGS].limits
     options = write_options(request)
-    body = await json_model(request, Ids)
+    body = await json_model(request, Ids, ids_max=limits.delete_ids_max)
     check_ids(body.ids, limits, count_max=limits.delete_ids_max)
     change = Change(action=Action.DELETE, body=pack_ids(body.ids), rows=len(body.ids))
     return await append(request, spec, change, options)
@@ -146,7 +146,7 @@ async def get_by_ids(request: web.Request) -> web.Response:
     """The vectors with these ids, in the order asked for, each once; those that are not there are left out."""
     spec = index_of(request)
     limits = request.app[SETTINGS].limits
-    body = await json_model(request, Ids)
+    body = await json_model(request, Ids, ids_max=limits.get_ids_max)
     check_ids(body.ids, limits, count_max=limits.get_ids_max)
     records = await request.app[STORE].records(spec, tuple(dict.fromkeys(body.ids)))
     return success([vector_answer(record) for record in records if record is not None])
