@@ -201,7 +201,7 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
     if numbers:
         with (
             tempfile.TemporaryDirectory(prefix="headrace-fresh-", dir=fast_folder()) as folder,
-            crew(Path(folder), services=SERVICES, workers=1, environ=RESTLESS) as some,
+            crew(Path(folder), services=SERVICES, workers=1, environ=RESTLESS, level="warning") as some,
         ):
             asyncio.run(_rounds(some, seed, iter(numbers), note))
     return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]

@@ -33,14 +33,16 @@ class Client:
         self._agent = agent
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def once(self, method: str, path: str, body: bytes = b"", key: str = "") -> tuple[int, Any]:
-        """Status and document. Raises OSError or EOFError when the connection breaks."""
+    async def once(
+        self, method: str, path: str, body: bytes = b"", key: str = "", *, within_s: float = ANSWER_S
+    ) -> tuple[int, Any]:
+        """Status and document. Raises OSError (TimeoutError is one) or EOFError when the connection breaks."""
         kind = "application/x-ndjson" if path.split("?")[0].endswith(("insert", "upsert")) else "application/json"
         head = f"{method} {INDEXES}{path} HTTP/1.1\r\nHost: local\r\nUser-Agent: {self._agent}\r\n"
         head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n" if body else ""
         head += f"Idempotency-Key: {key}\r\n" if key else ""
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(within_s):
                 if self._stream is None:
                     self._stream = await asyncio.open_connection("127.0.0.1", self._port)
                 reader, writer = self._stream

@@ -6,6 +6,7 @@ own; each worker is a `headrace work`. Their supervisors start again what is kil
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,19 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def children_of(pid: int) -> list[int]:
+    """The children of a process, as they are now."""
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
 class Member:
     """One supervisor with one child: `serve` or `work`. It keeps its port when it is started again."""
 
-    def __init__(self, name: str, command: str, folder: Path, environ: dict[str, str]) -> None:
+    def __init__(self, name: str, command: str, folder: Path, environ: dict[str, str], level: str) -> None:
         self.name = name
+        self._level = level
         self.port = 0
         self._command = command
         self._folder = folder
@@ -71,7 +79,7 @@ class Member:
         """Start it; `heard_ready` waits until it is ready."""
         assert self._process is None
         command = [*launch("service"), self._command, "--data", str(self._folder / "data")]
-        command += ["--log-format", "json", "--log-level", "debug"]
+        command += ["--log-format", "json", "--log-level", self._level]
         if self._command == "serve":
             command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with self._log.open("ab") as log:
@@ -107,8 +115,19 @@ class Member:
 
     @property
     def child(self) -> int:
-        """The process that does the work: the one that became ready last."""
-        return int(self.events("child.ready")[-1]["pid"])
+        """The process that does the work. Waits for it where it is being started again. Raises Stuck."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = children_of(self.supervisor)
+            return bool(found)
+
+        wait_until(f"{self.name} has a child", is_there)
+        return found[0]
+
+    def children(self) -> list[int]:
+        """Processes below the supervisor, if it runs."""
+        return children_of(self._process.pid) if self._process is not None else []
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the supervisor by a signal; its exit code."""
@@ -141,14 +160,16 @@ class Member:
 class Crew:
     """Services and workers on one data folder."""
 
-    def __init__(self, folder: Path, *, services: int, workers: int, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, services: int, workers: int, environ: dict[str, str] | None = None, level: str = "info"
+    ) -> None:
         self.folder = folder
         # Sockets and metrics go to a folder of their own; its path is short, as sockets need it.
         self._scratch = tempfile.TemporaryDirectory(prefix="headrace-", dir="/tmp")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
         everything = inherited | {"PYTHONPATH": str(ROOT), "TMPDIR": self._scratch.name} | (environ or {})
-        self.services = [Member(f"service-{n}", "serve", folder, everything) for n in range(services)]
-        self.workers = [Member(f"worker-{n}", "work", folder, everything) for n in range(workers)]
+        self.services = [Member(f"service-{n}", "serve", folder, everything, level) for n in range(services)]
+        self.workers = [Member(f"worker-{n}", "work", folder, everything, level) for n in range(workers)]
 
     @property
     def members(self) -> list[Member]:
@@ -178,7 +199,7 @@ class Crew:
         """Leave nothing running. Safe twice."""
         children = []
         for member in self.members:
-            children += [one["pid"] for one in member.events("child.ready")[-1:]]
+            children += member.children()
             member.end(signal.SIGKILL)
         for pid in children:
             # One that is stopped by a signal does not notice that its supervisor is gone.
@@ -210,10 +231,12 @@ def wait_until(what: str, holds: Callable[[], object], patience_s: float = PATIE
         time.sleep(0.02)
 
 
-@contextmanager
-def crew(folder: Path, *, services: int, workers: int, environ: dict[str, str] | None = None) -> Iterator[Crew]:
+@contextlib.contextmanager
+def crew(
+    folder: Path, *, services: int, workers: int, environ: dict[str, str] | None = None, level: str = "info"
+) -> Iterator[Crew]:
     """A crew that is ready; nothing of it runs after the block."""
-    some = Crew(folder, services=services, workers=workers, environ=environ)
+    some = Crew(folder, services=services, workers=workers, environ=environ, level=level)
     try:
         some.start()
         yield some
