@@ -39,6 +39,7 @@ from usearch.compiled import MetricKind, ScalarKind
 from usearch.index import BatchMatches, Index, Matches
 
 from storage.errors import SegmentDamaged, StoreFull
+from storage.pages import mapped
 from storage.records import Metric
 
 Floats = NDArray[np.float32]
@@ -313,8 +314,11 @@ class HnswGraph:
         side: Rows,
         expansions: Expansions,
         companions: Companions = NO_COMPANIONS,
+        file: memoryview | None = None,
     ) -> None:
+        """`file` is what `index` looks into, where it is a view: it must not go before the index does."""
         self._index = index
+        self._file = file
         self._twins = twins
         self._companions = companions
         self._space = space
@@ -451,14 +455,17 @@ def view_graph(
     graph."""
     # Rows are found by binary search in the labels, so the hash table of keys would only cost time and
     # memory.
-    index = Index.restore(path, view=True, enable_key_lookups=False)
-    if index is None:
-        raise SegmentDamaged(f"the graph {path} is missing")
+    try:
+        file = mapped(path)
+    except FileNotFoundError as error:
+        raise SegmentDamaged(f"the graph {path} is missing") from error
+    index = Index.restore(file, view=True, enable_key_lookups=False)
+    assert index is not None
     found = (len(index), index.ndim, index.metric_kind, index.dtype)
     wanted = (len(labels) - len(twins), space.graph_dimensions, space.kind, _SCALARS[form.precision])
     if found != wanted:
         raise SegmentDamaged(f"the graph {path} has (rows, dimensions, metric, numbers) {found}, not {wanted}")
-    return HnswGraph(index, space, labels, twins, side, expansions, companions)
+    return HnswGraph(index, space, labels, twins, side, expansions, companions, file)
 
 
 _SCALARS = {Precision.BF16: ScalarKind.BF16, Precision.F32: ScalarKind.F32}

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.files import finish
 from storage.indexes import flat
 from storage.indexes.hnsw import FORMS, Companions, Expansions, Form, GraphDraft, HnswGraph, view_graph
+from storage.pages import read_in_large_pages
 from storage.records import Metric
 from storage.segment.recall import Measured, Subject, held_out
 
@@ -67,7 +69,7 @@ class Lost:
 def build_audited(
     path: Path, subject: Subject, *, recalls: Items[float], threads: int, forms: Items[Form] = FORMS
 ) -> Audit | None:
-    """Write a graph to `path` that loses few vectors, and say what it is good for.
+    """Write a graph to `path` that loses few vectors, put it on disk, and say what it is good for.
 
     None, and no file, when every form loses too many: an exact scan is right and cannot be. Raises StoreFull.
     """
@@ -82,6 +84,8 @@ def build_audited(
         measured = Measured.of(draft.graph(subject.twins), subject, held, recall_max=max(recalls), threads=threads)
         draft.add(kept & ~first)
         draft.save(path)
+        finish(path)
+        read_in_large_pages(path, anew=True)
         lost = find_lost(_viewed(path, subject, form), subject, threads=threads)
         if lost is not None:
             return Audit(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from storage.errors import SegmentDamaged
 from storage.indexes import flat
 from storage.indexes.hnsw import Companions, Expansions, HnswGraph, Space, Twins, view_graph
+from storage.pages import read_in_large_pages
 from storage.records import IndexConfig, MetadataIndex, Record
 from storage.segment import format as layout
 from storage.segment.columns import FactorColumn, StoredColumn
@@ -51,6 +52,8 @@ def open_segment(
             f"segment {folder} has {document.dimensions} dimensions by {document.metric}; its index has "
             f"{config.dimensions} by {config.metric}"
         )
+    for file in document.files:
+        read_in_large_pages(folder / file)
     damages = find_damage(folder, document)
     lost = tuple(damage for damage in damages if damage.primary)
     if lost:

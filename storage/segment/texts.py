@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+from storage import pages
 from storage.segment.format import BYTES, OFFSETS
 from storage.segment.pinning import is_pinning
 
@@ -17,10 +17,9 @@ SMALL_BYTES = 256 * 1024
 
 def mapped(path: Path) -> memoryview:
     """The bytes of a file, read-only. They stay readable after it is unlinked. Raises OSError."""
-    with path.open("rb") as file:
-        if path.stat().st_size <= SMALL_BYTES or is_pinning():
-            return memoryview(file.read())
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if path.stat().st_size <= SMALL_BYTES or is_pinning():
+        return memoryview(path.read_bytes())
+    return pages.mapped(path)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,7 +24,6 @@ from storage.files import (
     TEMPORARY_PREFIX,
     FileSum,
     FileWriter,
-    finish,
     fsync_folder,
     full_disk_told,
     sum_file,
@@ -33,6 +32,7 @@ from storage.files import (
 from storage.filters import path_of
 from storage.indexes import flat
 from storage.indexes.hnsw import RECALLS, Space, Twins
+from storage.pages import read_in_large_pages
 from storage.records import Label, MetadataIndex, Metric
 from storage.segment import format as layout
 from storage.segment.audit import Audit, build_audited
@@ -80,6 +80,8 @@ def write_segment(root: Path, name: str, source: SegmentSource, options: Segment
             folder.mkdir(parents=True)
     try:
         document = _Writing(temporary, source, options).all_files(name)
+        for file in document.files.keys() - {layout.GRAPH}:
+            read_in_large_pages(temporary / file, anew=True)
         content = pack_document(document)
         checksum = write_whole(temporary / layout.DOCUMENT, content).checksum
         for folder in (*sorted(path for path in temporary.rglob("*") if path.is_dir()), temporary):
@@ -230,7 +232,6 @@ class _Writing:
         return None if audit is None else self._audited(subject, audit)
 
     def _audited(self, subject: Subject, audit: Audit) -> GraphRecord:
-        finish(self._folder / layout.GRAPH)
         self._files[layout.GRAPH] = sum_file(self._folder / layout.GRAPH)
         self._array(layout.SIDE, audit.side.astype("<u4"))
         self._array(layout.COMPANIONS, audit.companions.pairs.astype("<u4"))
