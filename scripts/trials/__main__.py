@@ -13,6 +13,7 @@ PARTS = {
     "rot": "bits flipped, pages zeroed, files cut off, swapped or lost; stopped and running",
     "fresh": "write, ask /info on one process, read on another, under churn",
     "workers": "three workers, stopped for longer than a lease, let go again and killed, under load",
+    "power": "power cuts on ext4 and XFS under load",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 

@@ -1,0 +1,142 @@
+"""Power cuts, on ext4 and XFS: what was acknowledged before the cut is there after it, and everything fits the model.
+
+A data folder lies on a file system of its own on a loop device. A service process and a worker are under load when the
+file system is shut down without its journal being written; then they are killed, the file system is mounted again, and
+the next ones start on what is left. An answer that arrives after the cut counts for nothing: the write is repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from scripts.trials.crash_check import Checker
+from scripts.trials.crash_load import Api, Broken, Load
+from scripts.trials.crash_processes import Crew
+from scripts.trials.crash_writes import DIMENSIONS
+from scripts.trials.power_disk import Disk, missing
+from scripts.trials.report import Journal, Trial
+
+SHORT = 10
+FULL = 750
+"""500 on ext4 and 250 on XFS."""
+KINDS = ("ext4", "xfs", "ext4")
+CUTS = 5
+"""Cuts of one file system; then another is made."""
+LOAD_S = (0.02, 0.7)
+
+
+def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
+    """Do the cuts that were not done yet. A replay does those of the same file system before it as well."""
+    journal = Journal(results / f"power-{seed}.jsonl")
+    done = {} if replay is not None else journal.done()
+    wanted = range(replay - replay % CUTS, replay + 1) if replay is not None else range(trials)
+    with tempfile.TemporaryDirectory(prefix="headrace-power-", dir=_fast_folder()) as scratch:
+        needs = {kind: missing(kind, _new(Path(scratch), f"try-{kind}")) for kind in sorted(set(KINDS))}
+        for block, numbers in itertools.groupby(wanted, lambda number: number // CUTS):
+            kind = KINDS[block % len(KINDS)]
+            left = [number for number in numbers if number not in done]
+            if needs[kind]:
+                done |= {number: _trial(number, kind, "", "not run", 0.0, needs[kind]) for number in left}
+                continue
+            for trial in _block(_new(Path(scratch), f"block-{block}"), kind, seed, left, results):
+                done[trial.number] = trial
+                if replay is None:
+                    journal.add(trial)
+    return [trial for number, trial in sorted(done.items()) if number in wanted]
+
+
+def _fast_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _new(scratch: Path, name: str) -> Path:
+    folder = scratch / name
+    folder.mkdir()
+    return folder
+
+
+def _trial(number: int, kind: str, what: str, verdict: str, seconds: float, note: str) -> Trial:
+    return Trial(
+        number=number,
+        promise=f"power cut on {kind}",
+        what=what,
+        verdict=verdict,
+        seconds=round(seconds, 3),
+        note=note,
+    )
+
+
+def _block(folder: Path, kind: str, seed: int, numbers: list[int], results: Path) -> Iterator[Trial]:
+    """Cuts of one file system after the other; after a violation the rest is done on a new one."""
+    while numbers:
+        disk = Disk(folder, kind)
+        broken = False
+        try:
+            with Crew(disk.path / "data", folder / "log") as crew:
+                for trial in _cuts(disk, crew, kind, seed, numbers):
+                    numbers = numbers[1:]
+                    broken = trial.is_violation
+                    if broken:
+                        _keep(disk, folder, results / f"power-{seed}-{trial.number}")
+                        sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
+                    yield trial
+                    if broken:
+                        break
+        finally:
+            disk.close()
+            shutil.rmtree(disk.path, ignore_errors=True)
+        if not broken:
+            break
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cuts(disk: Disk, crew: Crew, kind: str, seed: int, numbers: list[int]) -> Iterator[Trial]:
+    load = Load(crew.line)
+    api = Api(crew.line)
+    checker = Checker(api)
+    crew.start()
+    create = {"name": "docs", "config": {"dimensions": DIMENSIONS, "metric": "euclidean"}}
+    api.call("POST", "", orjson.dumps(create))
+    with load.running(seed * 100_003 + numbers[0]):
+        for number in numbers:
+            dice = random.Random(seed * 1_000_003 + number)
+            started = time.monotonic()
+            before = load.count
+            try:
+                load.resume()
+                time.sleep(dice.uniform(*LOAD_S))
+                crew.line.is_cut = True
+                disk.cut()
+                counted = load.count - before
+                crew.kill(*crew.names)
+                disk.unmount()
+                disk.mount()
+                crew.line.is_cut = False
+                crew.start()
+                load.pause()
+                checker.all(load)
+                verdict, note = "kept", f"{load.count - before} writes, {load.walks} walks"
+            except Broken as error:
+                counted = load.count - before
+                verdict, note = "broken promise", str(error)[:2000]
+            what = f"cut after {counted} acknowledged writes"
+            yield _trial(number, kind, what, verdict, time.monotonic() - started, note)
+
+
+def _keep(disk: Disk, folder: Path, target: Path) -> None:
+    """Keep what shows a violation, for whoever looks into it."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    with contextlib.suppress(OSError, shutil.Error):  # A disk that was cut may not be readable.
+        shutil.copy(folder / "log", target / "log")
+        shutil.copytree(disk.path / "data", target / "data")
