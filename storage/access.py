@@ -8,6 +8,7 @@ from contextlib import closing
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.migrate import is_current, migrate
 from storage.backends.sqlite.tokens import KnownTokens, TokenEditor
+from storage.reserve import make_room_to_start
 from storage.settings import Settings
 
 
@@ -34,6 +35,8 @@ def _prepare(data: DataFolder) -> None:
 def is_locked(settings: Settings) -> bool:
     """Whether a token was ever made for this data. Nothing is made where there is nothing."""
     control = DataFolder(settings.data).control
+    if control.is_file():
+        make_room_to_start(settings.data)
     if not control.is_file() or not is_current(control, "control"):
         return False
     with closing(KnownTokens(control)) as tokens:

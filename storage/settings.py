@@ -96,6 +96,8 @@ class Settings:
     """The bytes of unapplied mutations one index may have."""
     queue_mutations_max: int = 100_000
     """The unapplied mutations one index may have."""
+    reserve_bytes: int = 64 * MIB
+    """The room that is kept on the disk for reads and deletes, should it be full; at most a 32nd of the disk."""
     lock_timeout_ms: int = 5_000
     """How long an append waits for the lock of a log."""
     open_indexes_max: int = 256

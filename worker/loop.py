@@ -19,7 +19,7 @@ from storage.backends.sqlite.driver import DatabaseError
 from storage.backends.sqlite.state import LeaseLost
 from storage.backends.sqlite.workshop import Workshop
 from storage.doorbell import Doorbell, Side
-from storage.errors import Damaged, LogDamaged, SegmentDamaged, StateDamaged, Unavailable
+from storage.errors import Damaged, LogDamaged, SegmentDamaged, StateDamaged, StoreFull, Unavailable
 from storage.records import IndexId, Sequence
 from storage.runtime import runtime_folder
 from storage.settings import Settings
@@ -84,6 +84,7 @@ class Loop:
             asyncio.create_task(self._beat(), name="beat"),
             asyncio.create_task(self._sweep(), name="sweep"),
             asyncio.create_task(self._tick(), name="tick"),
+            asyncio.create_task(self._keep_reserve(), name="reserve"),
         ]
         stopped = asyncio.create_task(stop.wait(), name="stop")
         try:
@@ -122,8 +123,10 @@ class Loop:
             try:
                 await self._tend(id)
             except Unavailable as error:
-                # The sweep comes back to it.
                 log.warning("index.unavailable", index=id, reason=str(error))
+                if isinstance(error, StoreFull) and self._workshop.reserve.give():
+                    self._rung.add(id)  # What was acknowledged is applied, whatever the disk has come to.
+                # Otherwise the sweep comes back to it.
             except Damaged as error:
                 # Going on could make damage durable: the index stands still until somebody looks at it.
                 log.critical("index.halted", index=id, reason=str(error))
@@ -153,6 +156,7 @@ class Loop:
                 self._builders,
                 published=lambda: self._bell.ring(id),
                 wanted=lambda: self._give_turn(id),
+                is_short=lambda: self._workshop.reserve.room().free_bytes < self._workshop.reserve.room().low_bytes,
                 scrubbed_at=self._scrubbed_at,
             )
         is_ours = await tending.turn()
@@ -226,6 +230,8 @@ class Loop:
                 await self._registration.beat()
             except Unavailable as error:
                 log.warning("heartbeat.missed", reason=str(error))
+                if isinstance(error, StoreFull):
+                    self._workshop.reserve.give()
             await asyncio.sleep(BEAT_S)
 
     async def _sweep(self) -> None:
@@ -305,6 +311,20 @@ class Loop:
                     self._give_turn(id)
                 elif id not in self._running and tending.is_at_rest and now - tending.wrote_at > IDLE_S:
                     await self._let_go(id)
+
+    async def _keep_reserve(self) -> None:
+        """Make the reserve, and make it whole again when there is room; then what waited for room goes on."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                has_room = await asyncio.to_thread(self._workshop.reserve.keep)
+            except OSError as error:
+                log.warning("reserve.failed", reason=str(error))
+                continue
+            if has_room:
+                for id, tending in list(self._tended.items()):
+                    tending.hear_of_room()
+                    self._give_turn(id)
 
     async def _trim(self, count_max: int) -> None:
         """Close those that were rung for longest ago."""

@@ -48,15 +48,20 @@ class Tending:
         builders: asyncio.Semaphore,
         published: Callable[[], None],
         wanted: Callable[[], None] = lambda: None,
+        is_short: Callable[[], bool] = lambda: False,
         scrubbed_at: MutableMapping[IndexId, float] | None = None,
     ) -> None:
-        """`published` is called when something became visible, `wanted` when a build's end calls for a turn."""
+        """`published` is called when something became visible, `wanted` when a build's end calls for a turn.
+
+        While `is_short` says that the disk is full, nothing is built: what room there is is for deletes.
+        """
         self.index = index
         self._settings = settings
         self._registration = registration
         self._builders = builders
         self._published = published
         self._wanted = wanted
+        self._is_short = is_short
         self._collector = Collector(index, settings)
         self.scrubber = Scrubber(index, settings, {} if scrubbed_at is None else scrubbed_at, wanted)
         self._build: asyncio.Task[None] | None = None
@@ -69,6 +74,10 @@ class Tending:
         self._has_orphans = False
         self._is_built = False
         """Whether nothing will be due to be built until somebody writes."""
+
+    def hear_of_room(self) -> None:
+        """The disk was full and is not any more: a build that failed may be tried at once."""
+        self._build_not_before, self._build_retry_s = 0.0, BUILD_RETRY_S
 
     def stop(self) -> None:
         """Finish the transaction under way and begin no other."""
@@ -164,6 +173,8 @@ class Tending:
             return math.inf  # Its end asks for a turn.
         if now < self._build_not_before:
             return self._build_not_before
+        if self._is_short():
+            return now + RETRY_S
         tail, segments = self._tail(), self.index.segments()
         # A small index has no segments, and then nothing here needs its snapshot in memory.
         facts = await self._segments() if segments else []

@@ -12,8 +12,9 @@ from scripts.trials.report import Trial, table
 PARTS = {
     "rot": "bits flipped, pages zeroed, files cut off, swapped or lost; stopped and running",
     "fresh": "write, ask /info on one process, read on another, under churn",
-    "workers": "three workers, stopped for longer than a lease, let go again and killed, under load",
+    "full": "a full disk, again and again, under load",
     "power": "power cuts on ext4 and XFS under load",
+    "workers": "three workers, stopped for longer than a lease, let go again and killed, under load",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from storage.backends.sqlite.migrate import create, migrate
 from storage.files import fsync_folder
 from storage.records import IndexId
+from storage.reserve import make_room_to_start
 
 DRAFT_PREFIX = ".new-"
 
@@ -95,6 +96,7 @@ class DataFolder:
         """Make what is missing, and migrate the databases that are not an index's."""
         for folder in (self.path, self.indexes, self.trash, self.worker_locks):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_room_to_start(self.path)
         migrate(self.control, "control")
         migrate(self.workers, "workers")
         fsync_folder(self.path)

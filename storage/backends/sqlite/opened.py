@@ -20,6 +20,7 @@ from storage.backends.sqlite.reader import IndexReader
 from storage.chain import Head
 from storage.errors import Damaged, IndexDeleted
 from storage.records import IndexId, IndexSpec
+from storage.reserve import Reserve
 
 IDLE_S = 30.0
 LOOK_S = 10.0
@@ -63,10 +64,11 @@ class OpenIndex:
 class OpenIndexes:
     """The open indexes of one process, least recently used first."""
 
-    def __init__(self, data: DataFolder, catalogue: Catalogue, count_max: int) -> None:
+    def __init__(self, data: DataFolder, catalogue: Catalogue, count_max: int, reserve: Reserve) -> None:
         self._data = data
         self._catalogue = catalogue
         self._count_max = count_max
+        self._reserve = reserve
         self._open: OrderedDict[IndexId, OpenIndex] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -102,7 +104,9 @@ class OpenIndexes:
         if index is None:
             # The one that is about to be used is not there to be trimmed, even if all others are in use.
             self._trim(self._count_max - 1)
-            index = self._open[spec.id] = OpenIndex(spec, self._data.index(spec.id))
+            # Whoever is the first to open a database needs a few pages beside it, to read as well.
+            index = self._reserve.spend_at_once(lambda: OpenIndex(spec, self._data.index(spec.id)))
+            self._open[spec.id] = index
             self._look_later()
         self._open.move_to_end(spec.id)
         return index

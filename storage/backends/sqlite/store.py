@@ -51,6 +51,7 @@ from storage.records import (
     Record,
     Sequence,
 )
+from storage.reserve import Reserve
 from storage.runtime import runtime_folder
 from storage.segment.pinning import pin_segments
 from storage.settings import Settings
@@ -59,6 +60,8 @@ from storage.tokens import TokenId
 
 CURSOR_SECRET = "list-cursor"  # noqa: S105 (the name of a secret)
 CALLER_MUTATIONS_MAX = 500
+FREEING = frozenset({Action.DELETE, Action.DELETE_BY_FILTER, Action.DELETE_METADATA_INDEX})
+"""What is written on a full disk as well: it is how there comes to be room."""
 HEALTH_REMEMBERED_S = 2.0
 """A health check writes; how often it is asked must not become how often the disk is."""
 
@@ -71,7 +74,8 @@ class SqliteStore:
         self._data = data
         self._catalogue = catalogue
         self._tokens = KnownTokens(data.control)
-        self._indexes = OpenIndexes(data, catalogue, settings.open_indexes_max)
+        self._reserve = Reserve(settings.data, settings.reserve_bytes)
+        self._indexes = OpenIndexes(data, catalogue, settings.open_indexes_max, self._reserve)
         self._doorbell = Doorbell(runtime_folder(settings.data), Side.SERVICE, self._heard)
         self._waiters = Waiters(self._applied, self._doorbell.ring)
         self._listing = Listing(secret, settings.cursor_ttl_ms)
@@ -103,6 +107,7 @@ class SqliteStore:
         self, account: AccountId, name: str, description: str, config: IndexConfig, limits: Limits
     ) -> IndexSpec:
         """Make the folder whole, then its row: a crash between them leaves a folder that nobody names."""
+        self._reserve.check()
         self._catalogue.check_free(account, name, limits)
         id = IndexId(uuid.uuid4().hex)
         await asyncio.to_thread(create_index_folder, self._data, id)
@@ -118,7 +123,7 @@ class SqliteStore:
 
     async def delete_index(self, spec: IndexSpec) -> None:
         """Mark it; the worker takes the folder away."""
-        await self._catalogue.remove(spec)
+        await self._reserve.spend_on(lambda: self._catalogue.remove(spec))
         self._waiters.heard(spec.id)
         self._indexes.drop(spec.id)
         self._doorbell.ring(spec.id)
@@ -127,6 +132,12 @@ class SqliteStore:
 
     async def append(self, spec: IndexSpec, change: Change, limits: Limits) -> Appended:
         """Append under the lock of the log, then ring for the worker."""
+        if change.action in FREEING:
+            return await self._reserve.spend_on(lambda: self._append(spec, change, limits))
+        self._reserve.check()
+        return await self._append(spec, change, limits)
+
+    async def _append(self, spec: IndexSpec, change: Change, limits: Limits) -> Appended:
         if not self._indexes.is_open(spec.id):
             # The worker will not have it open either: it can open and take it while the mutation is being written.
             self._doorbell.ring(spec.id)

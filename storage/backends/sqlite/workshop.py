@@ -32,6 +32,7 @@ from storage.chain import read_witness
 from storage.errors import StateDamaged, StorageError
 from storage.files import TEMPORARY_PREFIX, fsync_folder
 from storage.records import IndexId, IndexSpec, MetadataIndex, Sequence
+from storage.reserve import Reserve
 from storage.segment.format import SegmentInfo
 from storage.settings import Settings
 from storage.snapshot import Snapshot
@@ -47,6 +48,7 @@ class Workshop:
     def __init__(self, settings: Settings, data: DataFolder, catalogue: Catalogue) -> None:
         self.settings = settings
         self.data = data
+        self.reserve = Reserve(settings.data, settings.reserve_bytes)
         self._catalogue = catalogue
 
     @classmethod
@@ -156,7 +158,8 @@ class WorkIndex:
     @classmethod
     async def open(cls, spec: IndexSpec, folder: IndexFolder, settings: Settings) -> WorkIndex:
         """Open the databases of an index; those of an older program are brought up to date first."""
-        reader = IndexReader(spec, folder)
+        # A worker opens many, a few at a time: on the event loop they would wait for each other.
+        reader = await asyncio.to_thread(IndexReader, spec, folder)
         try:
             return cls(spec, folder, StateWriter(await Database.open(folder.state)), reader, settings)
         except BaseException:

@@ -1,0 +1,167 @@
+"""Room that is kept for the day the disk is full: a file of nothing, given back in halves.
+
+A full disk stops more than writes. SQLite needs a few pages beside a database before it can so much as read it, and a
+delete, which is how somebody makes room, has to be logged first. So a part of the disk is taken while there is plenty.
+When something that must go on meets a full disk, half of the file is given back and the thing is tried again; whatever
+else wants to be written is refused from then on, until the file is whole again. The file is the whole truth, so
+every process on the data folder sees the same, and nothing has to be told.
+
+The worker makes the file and makes it whole again; everybody may give of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from storage.errors import StoreFull
+
+log = structlog.get_logger()
+
+FILE = "reserve"
+SHARE_MAX = 32
+"""The reserve is never more than this part of the file system: a small one is for data."""
+LOW_SHARE = 4
+"""Writes that take room are refused while less than this part of the reserve is free beside it."""
+WHOLE_SHARE = 0.75
+"""A file with this much of its size counts as whole: some file systems tell another size every time."""
+LOOKED_S = 0.02
+"""How long a look at the disk holds: thousands of writes a second need not look each."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is. `wanted_bytes` is the size of a whole reserve, 0 where none is kept."""
+
+    free_bytes: int
+    kept_bytes: int
+    wanted_bytes: int
+
+    @property
+    def low_bytes(self) -> int:
+        """The least that must be free beside the reserve for writes that take room."""
+        return self.wanted_bytes // LOW_SHARE
+
+    @property
+    def is_short(self) -> bool:
+        """Whether only what frees room may be written."""
+        return self.kept_bytes < self.wanted_bytes * WHOLE_SHARE or self.free_bytes < self.low_bytes
+
+
+class Reserve:
+    """The reserve of one data folder, as one process uses it."""
+
+    def __init__(self, folder: Path, wanted_bytes: int) -> None:
+        self._folder = folder
+        self._file = folder / FILE
+        self._wanted_bytes = wanted_bytes
+        self._looked_at = -LOOKED_S
+        self._room = Room(0, 0, 0)
+
+    def room(self) -> Room:
+        """What there is now, or was a moment ago."""
+        now = time.monotonic()
+        if now - self._looked_at >= LOOKED_S:
+            self._room = self._look()
+            self._looked_at = now
+        return self._room
+
+    def _look(self) -> Room:
+        found = os.statvfs(self._folder)
+        wanted = min(self._wanted_bytes, found.f_blocks * found.f_frsize // SHARE_MAX)
+        kept = self._kept_bytes()
+        # Before the worker has made it, there is nothing that could have been given away.
+        return Room(found.f_bavail * found.f_frsize, wanted if kept is None else kept, wanted)
+
+    def _kept_bytes(self) -> int | None:
+        try:
+            return self._file.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def check(self) -> None:
+        """Refuse what takes room while there is too little. Raises StoreFull."""
+        room = self.room()
+        if room.is_short:
+            raise StoreFull(
+                f"the disk of the data folder is full: {room.free_bytes} bytes are free, and {room.kept_bytes} of "
+                f"{room.wanted_bytes} are kept for reads and deletes, which go on; free some space, then try again"
+            )
+
+    def give(self) -> bool:
+        """Give half of the file back; False when that cannot help: there is room, or nothing left to give."""
+        self._looked_at = -LOOKED_S
+        kept = self._kept_bytes()
+        if not kept or self._look().free_bytes >= kept:
+            return False
+        left = kept // 2 if kept > os.sysconf("SC_PAGE_SIZE") else 0
+        with contextlib.suppress(OSError):
+            os.truncate(self._file, left)
+            log.warning("disk.full", given_bytes=kept - left, left_bytes=left)
+            return True
+        return False
+
+    async def spend_on(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Do what must go on, with room that is given for it. Raises what it raises, StoreFull at the very end."""
+        while True:
+            try:
+                return await work()
+            except StoreFull:
+                if not self.give():
+                    raise
+
+    def spend_at_once(self, work: Callable[[], Result]) -> Result:
+        """The same for what does not wait."""
+        while True:
+            try:
+                return work()
+            except StoreFull:
+                if not self.give():
+                    raise
+
+    def keep(self) -> bool:
+        """Make the file, or make it whole again where there is room beside it; True when that was done.
+
+        It may take as long as the file system takes to find the space, so not on an event loop.
+        """
+        room = self._look()
+        kept = self._kept_bytes()
+        missing = room.wanted_bytes - (kept or 0)
+        is_whole = kept is not None and kept >= room.wanted_bytes * WHOLE_SHARE
+        # Twice the least, or it would be short again with the next write.
+        if not room.wanted_bytes or is_whole or room.free_bytes - missing < 2 * room.low_bytes:
+            return False
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, room.wanted_bytes)
+        except OSError as error:
+            # Somebody was quicker with the space; what was taken of it is given back, or it would count as kept.
+            os.ftruncate(descriptor, kept or 0)
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINTR}:
+                raise
+            return False
+        finally:
+            os.close(descriptor)
+        self._looked_at = -LOOKED_S
+        if kept is not None:
+            log.info("disk.has_room", kept_bytes=room.wanted_bytes)
+        return True
+
+
+def make_room_to_start(folder: Path) -> None:
+    """Give of the reserve before anything is opened: a process that starts on a full disk could not even read."""
+    reserve = Reserve(folder, 0)
+    kept = reserve._kept_bytes()  # noqa: SLF001
+    found = os.statvfs(folder)
+    if kept and found.f_bavail * found.f_frsize < kept // 2:
+        reserve.give()
