@@ -19,8 +19,9 @@ from service.dialects import DIALECTS
 from service.gate import Gate
 from service.keys import ADMISSION, AUDIT, BODY_BUDGET, CALLER_NAMES, GATE, NEEDS, SETTINGS, STORE
 from service.middleware import answer_errors, refuse_encodings, watch
-from service.needs import OPEN, Need, Reach
+from service.needs import ANY_TOKEN, OPEN, Need, Reach
 from service.npm import tarball
+from service.openapi import served
 from storage.errors import StorageError
 from storage.interfaces import Store
 from storage.settings import Settings
@@ -32,6 +33,7 @@ NEEDS_OF_OWN_ROUTES = {
     health.healthz: OPEN,
     health.readyz: OPEN,
     tarball.headrace_tgz: OPEN,
+    served.openapi_json: ANY_TOKEN,
     # The labels name indexes of every account.
     metrics.metrics: Need(Reach.SERVICE, Scope.METRICS),
 }
@@ -63,6 +65,7 @@ def create_app(store: Store, settings: Settings) -> web.Application:
             web.get("/readyz", health.readyz, expect_handler=leave_unread),
             web.get("/metrics", metrics.metrics, expect_handler=leave_unread),
             web.get(tarball.PATH, tarball.headrace_tgz, expect_handler=leave_unread),
+            web.get(served.PATH, served.openapi_json, expect_handler=leave_unread),
         ]
     )
     for dialect in DIALECTS:

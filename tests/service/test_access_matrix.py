@@ -20,7 +20,7 @@ from tests.service.conftest import Service, limited, serving
 
 OPEN = {"GET /livez", "GET /healthz", "GET /readyz", "GET /npm/headrace.tgz"}
 SERVICE = {"GET /metrics"}
-ANY = {"GET /user", "GET /user/tokens/verify", "GET /accounts", "GET /memberships"}
+ANY = {"GET /openapi.json", "GET /user", "GET /user/tokens/verify", "GET /accounts", "GET /memberships"}
 BINDING = ("/_binding", "/accounts/{account}/_binding")
 INDEXES = "/accounts/{account}/vectorize/v2/indexes"
 READ = {
