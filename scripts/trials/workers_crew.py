@@ -13,6 +13,7 @@ import re
 import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -87,7 +88,7 @@ class Member:
                 command,
                 env=self._environ | (environ or {}),
                 cwd=self._folder,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
@@ -167,7 +168,9 @@ class Crew:
         # Sockets and metrics go to a folder of their own; its path is short, as sockets need it.
         self._scratch = tempfile.TemporaryDirectory(prefix="headrace-", dir="/tmp")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-        everything = inherited | {"PYTHONPATH": str(ROOT), "TMPDIR": self._scratch.name} | (environ or {})
+        # What is started here ends with us, however we end.
+        ours = {"PYTHONPATH": str(ROOT), "TMPDIR": self._scratch.name, "HEADRACE_STOP_WITH_INPUT": "true"}
+        everything = inherited | ours | (environ or {})
         self.services = [Member(f"service-{n}", "serve", folder, everything, level) for n in range(services)]
         self.workers = [Member(f"worker-{n}", "work", folder, everything, level) for n in range(workers)]
 
@@ -237,8 +240,11 @@ def crew(
 ) -> Iterator[Crew]:
     """A crew that is ready; nothing of it runs after the block."""
     some = Crew(folder, services=services, workers=workers, environ=environ, level=level)
+    # Ended from outside, by `timeout` say, it cleans up as well.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         some.start()
         yield some
     finally:
         some.close()
+        signal.signal(signal.SIGTERM, before)
