@@ -281,8 +281,12 @@ class IndexReader:
         if self._relayout is not None:
             await asyncio.gather(self._relayout, return_exceptions=True)
         async with self._following:
-            self._state_reader.close()
-            self._log.close()
+            # Whoever closes a database as the last moves its WAL into the file and waits for the disk.
+            await asyncio.to_thread(self._close_files)
+
+    def _close_files(self) -> None:
+        self._state_reader.close()
+        self._log.close()
 
 
 def _key(row: SegmentRow) -> str:
