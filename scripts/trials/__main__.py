@@ -16,6 +16,7 @@ PARTS = {
     "power": "power cuts on ext4 and XFS under load",
     "workers": "three workers, stopped for longer than a lease, let go again and killed, under load",
     "soak": "mixed load, a worker killed every minute: what grows, what is lost",
+    "walks": "walks over a listing under churn and restarts: exact, or clearly expired",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 

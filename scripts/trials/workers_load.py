@@ -171,7 +171,7 @@ async def _settled(clients: list[Client], writer: Writer, path: str, body: bytes
 async def _compare(client: Client, name: str, writers: list[list[tuple[str, Write]]]) -> None:
     acknowledged = {mutation: write for writes in writers for mutation, write in writes}
     check(len(acknowledged) == sum(map(len, writers)), f"{name}: every write has a mutation of its own")
-    logged = await _mutations(client, name)
+    logged = await mutations_of(client, name)
     ids = [str(one["mutationId"]) for one in logged]
     lost, more = acknowledged.keys() - set(ids), set(ids) - acknowledged.keys()
     check(not lost, f"{name}: {len(lost)} acknowledged writes are lost: {sorted(lost)[:3]}")
@@ -189,7 +189,7 @@ async def _compare(client: Client, name: str, writers: list[list[tuple[str, Writ
     await _compare_vectors(client, name, model)
 
 
-async def _mutations(client: Client, name: str) -> list[dict[str, Any]]:
+async def mutations_of(client: Client, name: str) -> list[dict[str, Any]]:
     """The whole log, oldest first."""
     found: list[dict[str, Any]] = []
     before = ""
