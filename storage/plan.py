@@ -19,6 +19,8 @@ EXPANSION_BYTES = 32 * 1024
 EXPANSION_DIMENSIONS = 256
 """What a scan reads in the time that one unit of expansion takes, and as much again for so many dimensions: such a
 unit took 2.2 us at 100 dimensions and 4 us at 768, beside scans at 20 GB/s and at 30 GB/s."""
+CODED_ROW_BYTES = 384
+"""What a scan of codes does for each row besides reading its code, in bytes scanned."""
 LIST_MAX = 16_384
 """The longest list that a graph is asked for; what needs more is scanned."""
 WIDENINGS_MAX = 2
@@ -49,12 +51,14 @@ NONE = Plan(kind=PlanKind.NONE)
 EXACT = Plan(kind=PlanKind.EXACT)
 
 
-def choose(*, rows: int, matching: int, count: int, dimensions: int, recall: float, expansion: int) -> Plan:
+def choose(
+    *, rows: int, matching: int, count: int, dimensions: int, recall: float, expansion: int, coded: bool = False
+) -> Plan:
     """Plan to find `count` of the `matching` rows among `rows`.
 
     `expansion` is what the graph needs for `recall` when every row matches; 0 when it cannot promise that or
     there is no graph. A recall of 1 is exact. Where few rows match, the list grows until as many of it are
-    expected to match as if all did.
+    expected to match as if all did. `coded` says that a scan reads codes.
     """
     assert 0 <= matching <= rows
     assert count >= 1
@@ -65,7 +69,7 @@ def choose(*, rows: int, matching: int, count: int, dimensions: int, recall: flo
     listed = _scaled(candidate_count(count), rows=rows, matching=matching)
     walk = max(_scaled(expansion, rows=rows, matching=matching), listed)
     plan = Plan(kind=PlanKind.GRAPH, count=listed, expansion=walk)
-    return _unless_a_scan_is_cheaper(plan, rows=rows, matching=matching, dimensions=dimensions)
+    return _unless_a_scan_is_cheaper(plan, rows=rows, matching=matching, dimensions=dimensions, coded=coded)
 
 
 def enough(count: int, *, rows: int, matching: int) -> int:
@@ -81,7 +85,9 @@ def enough(count: int, *, rows: int, matching: int) -> int:
     return min(matching, max(count, candidate_count(count) * 5 // 6))
 
 
-def widen(plan: Plan, *, rows: int, matching: int, dimensions: int, found: int = 0, count: int = 0) -> Plan:
+def widen(
+    plan: Plan, *, rows: int, matching: int, dimensions: int, found: int = 0, count: int = 0, coded: bool = False
+) -> Plan:
     """The next attempt after only `found` rows of a list matched: a longer list, at last the scan.
 
     It is as much longer as it takes for half as many again to match as in a list of rows that match by chance, when
@@ -92,16 +98,18 @@ def widen(plan: Plan, *, rows: int, matching: int, dimensions: int, found: int =
         return EXACT
     times = min(WIDER_MAX, max(2, -(-3 * candidate_count(count) // (2 * found)))) if found else WIDER_MAX
     wider = replace(plan, count=times * plan.count, expansion=times * plan.expansion, widenings=plan.widenings + 1)
-    return _unless_a_scan_is_cheaper(wider, rows=rows, matching=matching, dimensions=dimensions)
+    return _unless_a_scan_is_cheaper(wider, rows=rows, matching=matching, dimensions=dimensions, coded=coded)
 
 
-def work_bytes(plan: Plan, *, rows: int, matching: int, dimensions: int) -> int:
+def work_bytes(plan: Plan, *, rows: int, matching: int, dimensions: int, coded: bool = False) -> int:
     """What the plan costs, in bytes of a sequential scan."""
     match plan.kind:
         case PlanKind.NONE:
             return 0
         case PlanKind.EXACT:
-            return min(rows, GATHER_COST * matching) * dimensions * FLOAT_BYTES
+            number_bytes, row_bytes = (1, CODED_ROW_BYTES) if coded else (FLOAT_BYTES, 0)
+            scanned = min(rows, GATHER_COST * matching)
+            return scanned * dimensions * number_bytes + min(rows, matching) * row_bytes
         case PlanKind.GRAPH:
             return plan.expansion * EXPANSION_BYTES * (EXPANSION_DIMENSIONS + dimensions) // EXPANSION_DIMENSIONS
 
@@ -110,7 +118,7 @@ def _scaled(number: int, *, rows: int, matching: int) -> int:
     return -(-number * rows // matching)
 
 
-def _unless_a_scan_is_cheaper(plan: Plan, *, rows: int, matching: int, dimensions: int) -> Plan:
-    scan = work_bytes(EXACT, rows=rows, matching=matching, dimensions=dimensions)
+def _unless_a_scan_is_cheaper(plan: Plan, *, rows: int, matching: int, dimensions: int, coded: bool) -> Plan:
+    scan = work_bytes(EXACT, rows=rows, matching=matching, dimensions=dimensions, coded=coded)
     walk = work_bytes(plan, rows=rows, matching=matching, dimensions=dimensions)
     return EXACT if plan.count > LIST_MAX or scan <= max(SCAN_BYTES_FREE, walk) else plan

@@ -152,7 +152,13 @@ class Prepared:
         """What `run` is expected to cost, in bytes scanned."""
         dimensions = len(self.query.vector)
         return sum(
-            planning.work_bytes(part.plan, rows=part.live_part.part.rows, matching=part.matching, dimensions=dimensions)
+            planning.work_bytes(
+                part.plan,
+                rows=part.live_part.part.rows,
+                matching=part.matching,
+                dimensions=dimensions,
+                coded=part.live_part.part.codes is not None,
+            )
             for part in self.parts
         )
 
@@ -225,6 +231,7 @@ def _prepare_part(live_part: LivePart, selection: Selection, query: Query) -> Pr
         dimensions=len(query.vector),
         recall=query.recall,
         expansion=part.graph.expansion(count=query.wanted, recall=query.recall) if part.graph else 0,
+        coded=part.codes is not None,
     )
     return PreparedPart(live_part=live_part, selection=selection, plan=plan)
 
@@ -246,6 +253,7 @@ def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tu
             dimensions=len(query.vector),
             found=len(proposed),
             count=query.wanted,
+            coded=part.codes is not None,
         )
     if plan.kind is PlanKind.EXACT:
         rows = _candidates(question, part, prepared.selection, count=query.wanted)
@@ -255,7 +263,12 @@ def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tu
 
 def _candidates(question: Question, part: Part, selection: Selection, *, count: int) -> Rows:
     """Rows among which are the best: few are gathered, many are scanned in place."""
-    if selection.count * flat.GATHER_COST < part.rows:
+    codes, is_scattered = part.codes, selection.count * flat.GATHER_COST < part.rows
+    if codes is not None and is_scattered:
+        return codes.candidates_among(question, part.norms, rows=selection.rows, count=count)
+    if codes is not None:
+        return codes.candidates(question, part.norms, mask=selection.mask, count=count)
+    if is_scattered:
         return flat.candidates_among(question, part.vectors, part.norms, rows=selection.rows, count=count)
     return flat.candidates(question, part.vectors, part.norms, mask=selection.mask, count=count)
 

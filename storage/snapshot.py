@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.filters import Compare, FilterRules
+from storage.indexes.codes import Codes
 from storage.indexes.flat import Gathered
 from storage.records import IndexSpec, MetadataIndex, Record, Sequence
 
@@ -60,6 +61,10 @@ class Part(Protocol):
     @property
     def norms(self) -> NDArray[np.float64]:
         """float64[rows], the Euclidean length of each vector."""
+
+    @property
+    def codes(self) -> Codes | None:
+        """The vectors in a byte for each number, where the part has them."""
 
     @property
     def graph(self) -> Graph | None:

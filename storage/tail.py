@@ -150,6 +150,11 @@ class TailPart:
         return len(self.labels)
 
     @property
+    def codes(self) -> None:
+        """None: codes pay where a scan is long."""
+        return
+
+    @property
     def graph(self) -> None:
         """None: a tail is short enough to be scanned."""
         return

@@ -40,9 +40,9 @@ _GATHER_VALUES = 1 << 20  # 4 MiB of float32 are copied at a time, whatever the 
 _EXACT_VALUES = 1 << 17  # 1 MiB of float64.
 
 _UNIT = 2.0**-24  # The unit roundoff of float32.
-# Between these lengths nothing in float32 under- or overflows beyond the bound; rows outside go by float64.
-_LENGTH_MIN = 1e-25
-_LENGTH_MAX = 1e37
+LENGTH_MIN = 1e-25
+LENGTH_MAX = 1e37
+"""Between these lengths nothing in float32 under- or overflows beyond the bound; rows outside go by float64."""
 _SCORE_MAX = float(np.finfo(np.float32).max)
 _ZERO = np.float32(0)
 
@@ -75,7 +75,7 @@ def candidates(question: Question, vectors: Floats, lengths: Doubles, *, mask: M
     if matching * GATHER_COST < len(mask):
         return candidates_among(question, vectors, lengths, rows=np.flatnonzero(mask), count=count)
     matrix = np.asarray(vectors)
-    shortlist = _Shortlist(question.metric, count)
+    shortlist = Shortlist(question.metric, count)
     for start in range(0, len(matrix), _SCAN_ROWS):
         block = slice(start, start + _SCAN_ROWS)
         lower, upper = question.bounds(matrix[block], lengths[block])
@@ -91,7 +91,7 @@ def candidates_among(
     if len(rows) <= count:
         return rows
     matrix = np.asarray(vectors)
-    shortlist = _Shortlist(question.metric, count)
+    shortlist = Shortlist(question.metric, count)
     step = max(1, _GATHER_VALUES // max(1, matrix.shape[1]))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
@@ -149,33 +149,33 @@ class Question:
     squared distance, or the negative dot product.
     """
 
-    __slots__ = ("_bounded", "_length", "_margin", "_scale", "_scaled", "_scaled_length", "_wide", "metric")
+    __slots__ = ("_bounded", "_margin", "_scale", "_scaled", "_scaled_length", "length", "metric", "wide")
 
     def __init__(self, metric: Metric, query: Floats) -> None:
         assert query.ndim == 1
         self.metric = metric
-        self._wide: Doubles = query.astype(np.float64)
-        self._length = float(_lengths(self._wide[np.newaxis])[0])
+        self.wide: Doubles = query.astype(np.float64)
+        self.length = float(_lengths(self.wide[np.newaxis])[0])
         self._bounded = False
 
     def _make_bounds(self) -> None:
         """What `bounds` needs, of which a graph's proposals need nothing."""
         self._bounded = True
         # By a power of two, to a length in [1/2, 1), or zero.
-        exponent = math.frexp(self._length)[1]
-        self._scaled: Floats = np.ldexp(self._wide, -exponent).astype(np.float32)
+        exponent = math.frexp(self.length)[1]
+        self._scaled: Floats = np.ldexp(self.wide, -exponent).astype(np.float32)
         self._scale = math.ldexp(1.0, exponent)
-        self._scaled_length = math.ldexp(self._length, -exponent)
+        self._scaled_length = math.ldexp(self.length, -exponent)
         # The error of a dot product of n terms is at most n u / (1 - n u) times the product of the lengths,
         # in whatever order it is summed. The eight terms more pay for what underflows and for the float64
         # arithmetic here and in `scores`, which is 2^29 times finer.
-        terms = (len(self._wide) + 8) * _UNIT
+        terms = (len(self.wide) + 8) * _UNIT
         self._margin = terms / (1 - terms)
 
     def scores(self, vectors: Floats, rows: RowNumbers, lengths: Doubles | None = None) -> Floats:
         """The scores of some rows, in the order named. `lengths` are the `norms` of all, where they are at hand."""
         assert vectors.ndim == 2
-        assert self._wide.shape == vectors.shape[1:]
+        assert self.wide.shape == vectors.shape[1:]
         if len(rows) * vectors.shape[1] <= _EXACT_VALUES:
             # What a graph proposed: one block, as most are.
             few = self._exact(vectors.take(rows, axis=0).astype(np.float64), None if lengths is None else lengths[rows])
@@ -191,15 +191,15 @@ class Question:
     def _exact(self, vectors: Doubles, lengths: Doubles | None) -> Doubles:
         match self.metric:
             case Metric.COSINE:
-                scale = (_lengths(vectors) if lengths is None else lengths) * self._length
+                scale = (_lengths(vectors) if lengths is None else lengths) * self.length
                 scale[scale == 0] = np.inf  # Of the zero vector the dot product is zero, and so is the score.
-                dots = _dots(vectors, self._wide)
+                dots = _dots(vectors, self.wide)
                 dots /= scale
                 return dots
             case Metric.EUCLIDEAN:
-                return np.minimum(_lengths(vectors - self._wide), _SCORE_MAX)
+                return np.minimum(_lengths(vectors - self.wide), _SCORE_MAX)
             case Metric.DOT_PRODUCT:
-                return np.minimum(np.maximum(-_dots(vectors, self._wide), -_SCORE_MAX), _SCORE_MAX)
+                return np.minimum(np.maximum(-_dots(vectors, self.wide), -_SCORE_MAX), _SCORE_MAX)
 
     def bounds(self, vectors: Floats, lengths: Doubles) -> tuple[Doubles, Doubles]:
         """Between which two numbers the rank of each row lies."""
@@ -214,24 +214,24 @@ class Question:
                 error = self._margin
                 rank = np.divide(dots, divisor, out=dots)
             case Metric.DOT_PRODUCT:
-                error = lengths * (self._margin * self._length)
+                error = lengths * (self._margin * self.length)
                 rank = np.multiply(dots, -self._scale, out=dots)
             case Metric.EUCLIDEAN:
                 # |v|^2 - 2 v.q + |q|^2 is off by at most margin * 2 |v| |q|, which is no more than this.
-                error = np.square(lengths + self._length)
+                error = np.square(lengths + self.length)
                 error *= self._margin / 2
                 rank = lengths * lengths
                 rank -= dots * (2 * self._scale)
-                rank += self._length * self._length
+                rank += self.length * self.length
         return rank - error, rank + error
 
     def _dots(self, vectors: Floats, lengths: Doubles) -> Doubles:
-        if not len(lengths) or (lengths.min() >= _LENGTH_MIN and lengths.max() <= _LENGTH_MAX):
+        if not len(lengths) or (lengths.min() >= LENGTH_MIN and lengths.max() <= LENGTH_MAX):
             ordinary: Doubles = np.matmul(vectors, self._scaled).astype(np.float64)
             return ordinary
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             dots: Doubles = np.matmul(vectors, self._scaled).astype(np.float64)
-        beyond = np.flatnonzero((lengths != 0) & ((lengths < _LENGTH_MIN) | (lengths > _LENGTH_MAX)))
+        beyond = np.flatnonzero((lengths != 0) & ((lengths < LENGTH_MIN) | (lengths > LENGTH_MAX)))
         wide = self._scaled.astype(np.float64)
         step = max(1, _EXACT_VALUES // max(1, vectors.shape[1]))
         for start in range(0, len(beyond), step):
@@ -240,7 +240,7 @@ class Question:
         return dots
 
 
-class _Shortlist:
+class Shortlist:
     """The rows that can still be among the best `count` of those offered so far."""
 
     def __init__(self, metric: Metric, count: int) -> None:

@@ -9,6 +9,8 @@
         namespaces.off  namespaces.bin  primary  the names, sorted
         slots/0/vectors.f32          primary    row-major
         slots/0/norms.f64            derived    the Euclidean length of each row
+        slots/0/codes.i8             derived    the vectors in a byte for each number, where rows are many; with it
+        slots/0/codes.f32            derived    pairs of a scale and an error, one for each row
         slots/0/graph.usearch        derived    where the segment is large enough; with it
         slots/0/centre.f64           derived    where the graph's space has one
         slots/0/side.u32             derived    rows the graph does not find
@@ -54,6 +56,8 @@ TOMBSTONES = "tombstones.u64"
 SLOT = "slots/0"
 VECTORS = f"{SLOT}/vectors.f32"
 NORMS = f"{SLOT}/norms.f64"
+CODES = f"{SLOT}/codes.i8"
+CODE_MEASURES = f"{SLOT}/codes.f32"
 GRAPH = f"{SLOT}/graph.usearch"
 CENTRE = f"{SLOT}/centre.f64"
 SIDE = f"{SLOT}/side.u32"

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from storage.errors import SegmentDamaged
 from storage.indexes import flat
+from storage.indexes.codes import Codes
 from storage.indexes.hnsw import Companions, Expansions, HnswGraph, Space, Twins, view_graph
 from storage.pages import read_in_large_pages
 from storage.records import IndexConfig, MetadataIndex, Record
@@ -88,6 +89,7 @@ class OpenSegment:
             document.rows, document.dimensions
         )
         self.norms = _norms(folder, self.vectors, damaged)
+        self.codes = _codes(folder, document, damaged)
         self._ids = TextColumn.open(folder, layout.IDS)
         self._metadata = TextColumn.open(folder, layout.METADATA)
         self._namespaces = TextColumn.open(folder, layout.NAMESPACES)
@@ -159,6 +161,16 @@ def _norms(folder: Path, vectors: NDArray[np.float32], damaged: list[str]) -> ND
     if layout.NORMS in damaged:
         return flat.norms(vectors)
     return np.frombuffer(mapped(folder / layout.NORMS), dtype="<f8")
+
+
+def _codes(folder: Path, document: SegmentDocument, damaged: list[str]) -> Codes | None:
+    # Segments written before there were any have none.
+    if layout.CODES not in document.files or {layout.CODES, layout.CODE_MEASURES} & {*damaged}:
+        return None
+    return Codes(
+        np.frombuffer(mapped(folder / layout.CODES), dtype=np.int8).reshape(document.rows, document.dimensions),
+        np.frombuffer(mapped(folder / layout.CODE_MEASURES), dtype="<f4").reshape(document.rows, 2),
+    )
 
 
 def _stored_columns(

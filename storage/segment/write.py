@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ from storage.files import (
 )
 from storage.filters import path_of
 from storage.indexes import flat
+from storage.indexes.codes import Codes
 from storage.indexes.hnsw import RECALLS, Space, Twins
 from storage.pages import read_in_large_pages
 from storage.records import Label, MetadataIndex, Metric
@@ -187,12 +189,25 @@ class _Writing:
     def _vectors(self, blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
         """The values as they came, and their lengths."""
         lengths = [np.zeros(0)]
-        with FileWriter(self._folder / layout.VECTORS, blocks=True) as writer:
+        # Where a scan is not dear there is nothing to save.
+        coded = len(self._source.labels) >= self._options.graph_rows_min
+        measures = [np.zeros((0, 2), dtype="<f4")]
+        with (
+            FileWriter(self._folder / layout.VECTORS, blocks=True) as writer,
+            FileWriter(self._folder / layout.CODES) if coded else nullcontext() as codes_writer,
+        ):
             for block in blocks:
                 assert block.shape[1] == self._options.dimensions
                 lengths.append(flat.norms(block))
                 writer.write(np.ascontiguousarray(block, dtype="<f4").data)
+                if codes_writer is not None:
+                    codes = Codes.of(block)
+                    codes_writer.write(codes.numbers.data)
+                    measures.append(codes.measures)
         self._files[layout.VECTORS] = writer.sum()
+        if codes_writer is not None:
+            self._files[layout.CODES] = codes_writer.sum()
+            self._array(layout.CODE_MEASURES, np.concatenate(measures, dtype="<f4"))
         norms = np.concatenate(lengths)
         assert len(norms) == len(self._source.labels)
         # A single NaN among its values makes a graph useless for all the others.

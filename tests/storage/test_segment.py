@@ -198,6 +198,8 @@ DERIVED = [
     layout.TWINS,
     layout.CENTRE,
     layout.NORMS,
+    layout.CODES,
+    layout.CODE_MEASURES,
     "columns/3.col",
     "columns/4.col",
 ]
@@ -212,7 +214,7 @@ def test_every_file_is_either_primary_or_derived(with_graph):
 
 
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("file", [layout.GRAPH, layout.NORMS, "columns/3.col"])
+@pytest.mark.parametrize("file", [layout.GRAPH, layout.NORMS, layout.CODES, "columns/3.col"])
 def test_a_flipped_bit_in_a_derived_file_leaves_it_unused(copied, file, place):
     root, info = copied
     flip_bit(root / NAME / file, place)
@@ -221,6 +223,7 @@ def test_a_flipped_bit_in_a_derived_file_leaves_it_unused(copied, file, place):
 
     assert segment.damaged == (file,)
     assert (segment.graph is None) == (file == layout.GRAPH)
+    assert (segment.codes is None) == (file == layout.CODES)
     assert (segment.column(COLOUR) is None) == (file == "columns/3.col")
     assert np.allclose(segment.norms, np.linalg.norm(segment.vectors.astype(np.float64), axis=1))
 
