@@ -23,6 +23,7 @@ from typing import TypeVar
 import structlog
 
 from storage.errors import StoreFull
+from storage.files import TEMPORARY_PREFIX
 
 log = structlog.get_logger()
 
@@ -141,9 +142,13 @@ class Reserve:
         # Twice the least, or it would be short again with the next write.
         if not room.wanted_bytes or is_whole or room.free_bytes - missing < 2 * room.low_bytes:
             return False
-        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # A new one has its name when it is whole: one that is empty yet would say that all of it was given away.
+        path = self._folder / f"{TEMPORARY_PREFIX}{FILE}" if kept is None else self._file
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, room.wanted_bytes)
+            if kept is None:
+                path.rename(self._file)
         except OSError as error:
             # Somebody was quicker with the space; what was taken of it is given back, or it would count as kept.
             os.ftruncate(descriptor, kept or 0)

@@ -163,3 +163,29 @@ def test_a_disk_that_fills_while_it_is_made_whole_leaves_it_as_it_was(
         patched.setattr(os, "posix_fallocate", filled)
         assert not reserve.keep()
     assert (disk.folder / FILE).stat().st_size == WANTED // 2
+
+
+@pytest.mark.parametrize("left_over", [False, True], ids=["the first", "after one that was killed while it made it"])
+def test_writes_are_let_through_while_the_first_one_is_made(
+    left_over: bool, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = os.posix_fallocate
+    reserve = Reserve(disk.folder, WANTED)
+    seen = []
+
+    def look(descriptor: int, begin: int, size: int) -> None:
+        Reserve(disk.folder, WANTED).check()
+        seen.append(size)
+        if left_over and len(seen) == 1:
+            raise KeyboardInterrupt
+        allocate(descriptor, begin, size)
+        Reserve(disk.folder, WANTED).check()
+
+    monkeypatch.setattr(os, "posix_fallocate", look)
+    if left_over:
+        with pytest.raises(KeyboardInterrupt):
+            reserve.keep()
+        Reserve(disk.folder, WANTED).check()
+    assert reserve.keep()
+    assert seen
+    assert [path.name for path in disk.folder.iterdir()] == [FILE]
