@@ -277,8 +277,10 @@ def _proposed(prepared: PreparedPart, query: Query, plan: Plan) -> Rows:
     """The matching rows that the graph finds."""
     part = prepared.live_part.part
     assert part.graph is not None
+    if prepared.matching == part.rows:
+        return part.graph.search(query.vector, count=plan.count, expansion=plan.expansion, best=query.wanted)
     rows = part.graph.search(query.vector, count=plan.count, expansion=plan.expansion)
-    return rows[prepared.selection.mask[rows]] if prepared.matching < part.rows else rows
+    return rows[prepared.selection.mask[rows]]
 
 
 def _with_side(question: Question, prepared: PreparedPart, query: Query, rows: Rows) -> tuple[Rows, Scores]:
@@ -331,9 +333,12 @@ def _merge(metric: Metric, found: Items[tuple[Part, Rows, Scores]], *, wanted: i
 def _best_of_few(metric: Metric, part: Part, rows: Rows, scores: Scores, *, wanted: int) -> tuple[Hit, ...]:
     """As `_merge`, of a list as a graph proposes it."""
     key = scores if metric.lower_is_better else -scores
-    ordered = sorted(zip(key.tolist(), rows.tolist(), scores.tolist(), strict=True))
-    # Only rows that can be answered are asked for their ids; those in a tie for the last place all are.
-    last = ordered[min(wanted, len(ordered)) - 1][0]
-    hits = [(place, Hit(part.id_of(row), score, part, row)) for place, row, score in ordered if place <= last]
-    hits.sort()
-    return tuple([hit for _, hit in hits[:wanted]])
+    order = key.argsort()
+    places = key.take(order)
+    if len(order) > wanted:
+        # Only rows that can be answered are asked for their ids; those in a tie for the last place all are.
+        order = order[: places.searchsorted(places[wanted - 1], side="right")]
+    near = rows.take(order).tolist()
+    ordered = zip(places.tolist(), part.ids_of(near), scores.take(order).tolist(), near, strict=False)
+    # Ids differ, so rows are never compared.
+    return tuple([Hit(id, score, part, row) for _, id, score, row in sorted(ordered)[:wanted]])

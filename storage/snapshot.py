@@ -35,8 +35,11 @@ class Graph(Protocol):
     def expansion(self, *, count: int, recall: float) -> int:
         """The smallest expansion measured to reach `recall` at `count` answers, or 0 where none was."""
 
-    def search(self, query: NDArray[np.float32], *, count: int, expansion: int) -> NDArray[np.int64]:
-        """Rows of the `count` nearest that the walk found, best first, without repeats; may be fewer."""
+    def search(self, query: NDArray[np.float32], *, count: int, expansion: int, best: int = 0) -> NDArray[np.int64]:
+        """Rows of the `count` nearest that the walk found, best first, without repeats; may be fewer.
+
+        With `best`, rows that are certainly not among so many best of all rows may be left out.
+        """
 
 
 class Part(Protocol):
@@ -76,6 +79,9 @@ class Part(Protocol):
 
     def id_of(self, row: int) -> str:
         """The id of one row."""
+
+    def ids_of(self, rows: Rows[int]) -> list[str]:
+        """The ids of some rows."""
 
     def namespace_of(self, row: int) -> str:
         """The namespace of one row; empty when it has none."""

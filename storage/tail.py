@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -168,6 +169,11 @@ class TailPart:
         """The id of one row."""
         assert 0 <= row < self.rows
         return self.texts.ids[row]
+
+    def ids_of(self, rows: Items[int]) -> list[str]:
+        """The ids of some rows."""
+        ids = self.texts.ids
+        return [ids[row] for row in rows]
 
     def namespace_of(self, row: int) -> str:
         """The namespace of one row; empty when it has none."""

@@ -45,6 +45,8 @@ LENGTH_MAX = 1e37
 """Between these lengths nothing in float32 under- or overflows beyond the bound; rows outside go by float64."""
 _SCORE_MAX = float(np.finfo(np.float32).max)
 _ZERO = np.float32(0)
+_LEAST = 5e-324
+"""The least number above zero: a divisor that makes zero of zero and does not touch any length of float32 numbers."""
 
 
 def norms(vectors: Floats) -> Doubles:
@@ -133,7 +135,7 @@ def _exact_blocks(vectors: Floats, rows: RowNumbers) -> Iterator[tuple[int, Doub
 def _dots(vectors: Doubles, query: Doubles) -> Doubles:
     # Not a matrix product: BLAS sums a row in an order that depends on how many rows there are. This sums
     # each row by itself, in an order that depends on its length only. Products of two float32 are exact here.
-    sums: Doubles = np.add.reduce(vectors * query, axis=1)
+    sums: Doubles = np.vecdot(vectors, query)
     return sums
 
 
@@ -178,8 +180,10 @@ class Question:
         assert self.wide.shape == vectors.shape[1:]
         if len(rows) * vectors.shape[1] <= _EXACT_VALUES:
             # What a graph proposed: one block, as most are.
-            few = self._exact(vectors.take(rows, axis=0).astype(np.float64), None if lengths is None else lengths[rows])
-            return few.astype(np.float32) + _ZERO
+            few = self._exact(
+                vectors.take(rows, axis=0).astype(np.float64), None if lengths is None else lengths.take(rows)
+            )
+            return np.add(few, 0.0, dtype=np.float32, casting="same_kind")
         result = np.empty(len(rows), dtype=np.float32)
         for start, block in _exact_blocks(vectors, rows):
             place = slice(start, start + len(block))
@@ -192,10 +196,10 @@ class Question:
         match self.metric:
             case Metric.COSINE:
                 scale = (_lengths(vectors) if lengths is None else lengths) * self.length
-                scale[scale == 0] = np.inf  # Of the zero vector the dot product is zero, and so is the score.
+                # Of the zero vector the dot product is zero, and so is the score.
+                np.maximum(scale, _LEAST, out=scale)
                 dots = _dots(vectors, self.wide)
-                dots /= scale
-                return dots
+                return np.divide(dots, scale, out=dots)
             case Metric.EUCLIDEAN:
                 return np.minimum(_lengths(vectors - self.wide), _SCORE_MAX)
             case Metric.DOT_PRODUCT:

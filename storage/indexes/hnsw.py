@@ -56,6 +56,10 @@ BLOCK_BYTES = 32 * 1024 * 1024
 """The float32 bytes of vectors that are prepared at a time."""
 _CENTRE_ROWS = 4_096  # A centre of a sample is as good as one of all: it only has to save bits.
 _UNIT_NUMBERS = 1 << 15  # 256 KiB of float64.
+_COSINE_ERROR = np.float32(2 * (2 * 2.0**-9 + 2.0**-18) + 2.0**-11)
+"""How much farther than another a row can seem at most, of vectors of length one, and be as near: each of the two
+products is off by no more than the rounding of its vectors to bfloat16, half a unit of eight bits in every component;
+the rest pays for float32 sums of any order. It leaves 14 rows of 30 to be scored, of words and of text embeddings."""
 _LENGTH_MAX = 1e15  # Squared distances of vectors this long stay below the largest float32.
 
 
@@ -339,17 +343,23 @@ class HnswGraph:
         """The smallest expansion measured to reach `recall` at `count` answers, or 0 where none was."""
         return self._expansions.at(count=count, recall=recall)
 
-    def search(self, query: Floats, *, count: int, expansion: int) -> Rows:
-        """Rows of the `count` nearest that the walk found, best first, without repeats, and their companions."""
+    def search(self, query: Floats, *, count: int, expansion: int, best: int = 0) -> Rows:
+        """Rows of the `count` nearest that the walk found, best first, without repeats, and their companions.
+
+        With `best`, rows that are certainly not among so many best of all rows may be left out.
+        """
         assert query.shape == (self._space.dimensions,)
         asked = self._space.question(query)
         count = min(count, len(self._labels))
         with self._lock:
             self._index.expansion_search = expansion  # type: ignore[misc]
             # Not through `Index.search`, which takes 25 us to look at its arguments and to wrap the answer.
-            keys, _, found, *_ = self._index._compiled.search_many(asked, count, threads=1)  # noqa: SLF001
+            keys, distances, found, *_ = self._index._compiled.search_many(asked, count, threads=1)  # noqa: SLF001
         rows = self._rows_of(keys[0, : found[0]])
         along = self._companions.beside(rows)
+        if 0 < best < len(rows) and self._space.metric is Metric.COSINE:
+            near = distances[0, : len(rows)]
+            rows = rows[: near.searchsorted(near[best - 1] + _COSINE_ERROR, side="right")]
         if len(self._twins):
             rows = self._twins.behind(rows, count=count)
             along = sorted({*along}.difference(rows.tolist()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
@@ -112,6 +112,10 @@ class OpenSegment:
         """The id of one row."""
         assert 0 <= row < self.rows
         return self._ids.text(row)
+
+    def ids_of(self, rows: Sequence[int]) -> list[str]:
+        """The ids of some rows."""
+        return self._ids.texts(rows)
 
     def namespace_of(self, row: int) -> str:
         """The namespace of one row; empty when it has none."""

@@ -42,6 +42,11 @@ class TextColumn(Sequence[bytes]):
         """One text, decoded."""
         return str(self.content[self.offsets[row] : self.offsets[row + 1]], "utf-8")
 
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        """Some texts, decoded, for rows that are known to be some."""
+        offsets, content = self.offsets, self.content
+        return [str(content[offsets[row] : offsets[row + 1]], "utf-8") for row in rows]
+
     def at(self, row: int) -> bytes:
         """One text as it is kept; for a row that is known to be one."""
         return self.content[self.offsets[row] : self.offsets[row + 1]].tobytes()

@@ -75,7 +75,7 @@ class ListedGraph:
         assert 0 < recall <= 1
         return self._expansion
 
-    def search(self, query: Vectors, *, count: int, expansion: int) -> NDArray[np.int64]:
+    def search(self, query: Vectors, *, count: int, expansion: int, best: int = 0) -> NDArray[np.int64]:
         assert query.dtype == np.float32
         self.asked.append((count, expansion))
         return self.rows[:count]
