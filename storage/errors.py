@@ -7,7 +7,7 @@
     │   ├── VectorLimitReached, NamespaceLimitReached
     │   ├── MutationNotFound, CursorInvalid, CursorExpired, IdempotencyConflict, FilterInvalid
     ├── Unavailable         the same call may work later
-    │   ├── StoreBusy, StoreFull, QueueFull
+    │   ├── StoreBusy, StoreFull, StoreFailed, QueueFull
     └── Damaged             stop and tell the operator
         ├── SchemaTooNew, SchemaChanged, LogDamaged, StateDamaged, SegmentDamaged, BatchDamaged, BackupRefused
 
@@ -96,6 +96,10 @@ class StoreBusy(Unavailable):
 
 class StoreFull(Unavailable):
     """The disk is full or not writable."""
+
+
+class StoreFailed(Unavailable):
+    """The system failed to read or write. What was asked may have been done all the same: a repeat should be safe."""
 
 
 class QueueFull(Unavailable):

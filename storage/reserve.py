@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import structlog
 
-from storage.errors import StoreFull
+from storage.errors import StoreFailed, StoreFull
 from storage.files import TEMPORARY_PREFIX
 
 log = structlog.get_logger()
@@ -117,7 +117,7 @@ class Reserve:
         while True:
             try:
                 return await work()
-            except StoreFull:
+            except (StoreFull, StoreFailed):
                 if not self.give():
                     raise
 
@@ -126,7 +126,7 @@ class Reserve:
         while True:
             try:
                 return work()
-            except StoreFull:
+            except (StoreFull, StoreFailed):
                 if not self.give():
                     raise
 

@@ -19,7 +19,7 @@ from storage.backends.sqlite.driver import DatabaseError
 from storage.backends.sqlite.state import LeaseLost
 from storage.backends.sqlite.workshop import Workshop
 from storage.doorbell import Doorbell, Side
-from storage.errors import Damaged, LogDamaged, SegmentDamaged, StateDamaged, StoreFull, Unavailable
+from storage.errors import Damaged, LogDamaged, SegmentDamaged, StateDamaged, StoreFailed, StoreFull, Unavailable
 from storage.records import IndexId, Sequence
 from storage.runtime import runtime_folder
 from storage.settings import Settings
@@ -124,7 +124,9 @@ class Loop:
                 await self._tend(id)
             except Unavailable as error:
                 log.warning("index.unavailable", index=id, reason=str(error))
-                if isinstance(error, StoreFull) and self._workshop.reserve.give():
+                if isinstance(error, StoreFailed):
+                    await self._let_go(id)  # After a sync that failed, what is open may not be what is on disk.
+                if isinstance(error, StoreFull | StoreFailed) and self._workshop.reserve.give():
                     self._rung.add(id)  # What was acknowledged is applied, whatever the disk has come to.
                 # Otherwise the sweep comes back to it.
             except Damaged as error:
@@ -230,7 +232,7 @@ class Loop:
                 await self._registration.beat()
             except Unavailable as error:
                 log.warning("heartbeat.missed", reason=str(error))
-                if isinstance(error, StoreFull):
+                if isinstance(error, StoreFull | StoreFailed):
                     self._workshop.reserve.give()
             await asyncio.sleep(BEAT_S)
 

@@ -13,6 +13,7 @@ PARTS = {
     "rot": "bits flipped, pages zeroed, files cut off, swapped or lost; stopped and running",
     "fresh": "write, ask /info on one process, read on another, under churn",
     "full": "a full disk, again and again, under load",
+    "faults": "system calls of the service and the worker fail, one, some or all, under load",
     "power": "power cuts on ext4 and XFS under load",
     "workers": "three workers, stopped for longer than a lease, let go again and killed, under load",
     "soak": "mixed load, a worker killed every minute: what grows, what is lost",

@@ -36,6 +36,10 @@ class Broken(Exception):
     """A promise was not kept."""
 
 
+class Refused(Exception):
+    """A read was refused for now, as it should be refused."""
+
+
 def check(holds: object, claim: str) -> None:
     """Raise Broken with the claim when it does not hold."""
     if not holds:
@@ -105,6 +109,8 @@ class Load:
     acknowledged: list[list[tuple[str, Write]]] = field(default_factory=lambda: [[] for _ in range(WRITERS + 1)])
     refused: dict[int, int] = field(default_factory=dict)
     failed: list[BaseException] = field(default_factory=list)
+    unfinished: list[tuple[Write, str]] = field(default_factory=list)
+    """Writes of ours that were tried and not acknowledged, with their keys."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -201,22 +207,45 @@ def _applied(client: Client, name: str, count: int) -> None:
         time.sleep(PAUSE_S)
 
 
-def read_all(client: Client, where: str) -> None:
-    """Every kind of read is answered, and what `still` says is what it always says."""
+def read_all(client: Client, where: str, *, may_refuse: bool = False) -> None:
+    """Every kind of read is answered, and what `still` says is what it always says.
+
+    With `may_refuse` an answer may be a refusal instead, in the form a refusal has.
+    """
+    for question in (_records, _nearest, _filtered, _listed, _others):
+        try:
+            question(client, where)
+        except Refused as refused:
+            check(may_refuse, f"{where}: {refused}")
+
+
+def _records(client: Client, where: str) -> None:
     found = _read(client, where, "POST", "/still/get_by_ids", {"ids": [f"s{number:03}" for number in ASKED]})
     rows = {one["id"]: (one["values"], one["metadata"]["group"]) for one in found}  # type: ignore[attr-defined]
     check(rows == {f"s{number:03}": row_of(number) for number in ASKED}, f"{where}: get_by_ids says {rows}")
+
+
+def _nearest(client: Client, where: str) -> None:
     for number in ASKED:
         found = _read(client, where, "POST", "/still/query", {"vector": row_of(number)[0], "topK": 3})
         first = found["matches"][0]["id"]  # type: ignore[index]
         check(first == f"s{number:03}", f"{where}: the nearest of s{number:03} is {first}")
+
+
+def _filtered(client: Client, where: str) -> None:
     group = ASKED[0]
     query = {"vector": row_of(group)[0], "topK": 50, "filter": {"group": group}}
     found = _read(client, where, "POST", "/still/query", query)
     expected = {f"s{number:03}" for number in range(group, STILL_ROWS, GROUPS)}
     check({one["id"] for one in found["matches"]} == expected, f"{where}: the filter finds {found}")  # type: ignore[index]
+
+
+def _listed(client: Client, where: str) -> None:
     found = _read(client, where, "GET", "/still/list?count=1000")
     check(found["count"] == STILL_ROWS, f"{where}: {found['count']} are listed")  # type: ignore[index]
+
+
+def _others(client: Client, where: str) -> None:
     _read(client, where, "GET", "/docs/info")
     _read(client, where, "GET", "/docs/list?count=100")
     _read(client, where, "GET", "")
@@ -225,7 +254,9 @@ def read_all(client: Client, where: str) -> None:
 
 def _read(client: Client, where: str, method: str, path: str, document: object = None) -> object:
     answer = client.ask(method, path, orjson.dumps(document) if document is not None else None)
-    check(
-        answer.status == 200, f"{where}: {method} {path} is answered {answer.status}: {answer.document.get('errors')}"
-    )
+    said = f"{method} {path} is answered {answer.status}: {answer.document.get('errors')}"
+    if answer.status in LATER:
+        answer.check_refusal(f"{where}: {method} {path}")
+        raise Refused(said)
+    check(answer.status == 200, f"{where}: {said}")
     return answer.document["result"]

@@ -55,6 +55,7 @@ class Code(IntEnum):
     BUSY = 49020
     FULL = 49021
     DAMAGED = 49022
+    DISK_FAILED = 49023
     HTTP_INVALID = 49030
     METHOD_NOT_ALLOWED = 49031
     BODY_TIMEOUT = 49032
@@ -116,6 +117,7 @@ ANSWERS: dict[type[errors.StorageError], Answer] = {
     errors.FilterInvalid: Answer(400, Code.FILTER_INVALID),
     errors.StoreBusy: Answer(503, Code.BUSY, retry_after_s=1),
     errors.StoreFull: Answer(507, Code.FULL, retry_after_s=30),
+    errors.StoreFailed: Answer(503, Code.DISK_FAILED, retry_after_s=5),
     errors.QueueFull: Answer(429, Code.TOO_MANY_REQUESTS, retry_after_s=2),
     errors.SchemaTooNew: _DAMAGED,
     errors.SchemaChanged: _DAMAGED,

@@ -27,7 +27,7 @@ from storage.backends.sqlite.driver import (
     connect,
     version_info,
 )
-from storage.errors import StateDamaged, StorageError, StoreBusy, StoreFull, Unavailable
+from storage.errors import StateDamaged, StorageError, StoreBusy, StoreFailed, StoreFull, Unavailable
 
 log = structlog.get_logger()
 
@@ -286,6 +286,8 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except OperationalError as error:
         raise _meaning(path, error) from error
+    except MemoryError as error:
+        raise StoreFailed(f"there is no memory to work on {path.name} now; try again") from error
     except IntegrityError:
         # A constraint that spoke is an answer; whoever wrote the statement knows what it means.
         raise
@@ -294,11 +296,14 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _meaning(path: Path, error: OperationalError) -> StorageError:
-    text = str(error)
+    text, name = str(error), getattr(error, "sqlite_errorname", "")
     if "locked" in text or "busy" in text:
         return StoreBusy(f"waited {BUSY_TIMEOUT_MS} ms for {path.name} and others still held it; try again")
-    if "full" in text or "readonly" in text or "disk I/O" in text:
+    # The shared memory beside a database is made by whoever opens it first: that takes room, to read as well.
+    if "full" in text or "readonly" in text or name in ("SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN"):
         return StoreFull(f"{path.name} could not be written: {text}; free space or mend the disk and try again")
+    if "disk I/O" in text or "memory" in text:
+        return StoreFailed(f"{path.name} could not be read or written: {text} ({name}); see to the disk and try again")
     if "unable to open" in text and path.exists():
         return StoreBusy(f"{path.name} could not be opened now, perhaps for want of descriptors: {text}; try again")
     if "unable to open" in text:

@@ -29,6 +29,8 @@ from storage.errors import (
     MetadataIndexLimitReached,
     MetadataIndexNotFound,
     Refused,
+    StoreBusy,
+    StoreFailed,
 )
 from storage.limits import Limits
 from storage.records import Action, Appended, Change, MetadataIndex, MetadataType, MutationId, Sequence
@@ -78,9 +80,12 @@ class Log:
         lock_timeout_ms: int,
         check: Callable[[Head], None],
     ) -> None:
+        self._folder = folder
         self._database = database
         self._reader = reader
         self._check = check
+        self._is_suspect = False
+        """Whether a write or a sync failed, so that nobody knows what of it is on disk."""
         self._lock = FileLock(folder.log_lock, lock_timeout_ms)
         self._witness = os.open(folder.witness, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._pending: list[_Pending] = []
@@ -135,14 +140,20 @@ class Log:
     async def _commit(self, group: Items[_Pending]) -> None:
         """Commit and answer; then, still under the lock, see to the WAL, which nobody has to wait for."""
         async with self._lock.held():
+            if self._is_suspect:
+                await self._prove()
             # The check looks into other databases, on the event loop; under the lock the head stays where it is.
             head, _ = self._reader.head()
             self._check(head)
             now_ms = time.time_ns() // 1_000_000
-            head, answers = await self._database.at_once(
-                lambda statements: _Append(statements, head, now_ms).all(group)
-            )
-            write_witness(self._witness, head)
+            try:
+                head, answers = await self._database.at_once(
+                    lambda statements: _Append(statements, head, now_ms).all(group)
+                )
+            except StoreFailed:
+                self._is_suspect = True
+                raise
+            self._remember(head)
             for pending, answer in zip(group, answers, strict=True):
                 _settle(pending.answer, answer)
             try:
@@ -151,6 +162,31 @@ class Log:
             except (Damaged, OSError) as error:
                 # What was committed is committed, and was answered; the next append meets what is wrong.
                 log.error("checkpoint.failed", database=self._database.path.name, reason=str(error))
+
+    def _remember(self, head: Head) -> None:
+        try:
+            write_witness(self._witness, head)
+        except OSError as error:
+            # What was committed is committed. The witness is behind now, as it may be; the next append moves it on.
+            log.error("witness.failed", index=self._folder.path.name, reason=str(error))
+
+    async def _prove(self) -> None:
+        """Open the database anew and have all of it written to disk again, before anything more is acknowledged.
+
+        After a sync that failed the system takes what it could not write for written, so a second sync would succeed
+        and mean nothing. A checkpoint writes every page of the WAL into the database itself and syncs that. Raises
+        StoreFailed, LogDamaged, StoreBusy; then the log stays suspect.
+        """
+        database = await Database.open(self._folder.log)
+        await self._database.close()
+        self._database = database
+        [row] = await database.rows(HEAD_SQL)
+        await check_witness(self._folder, database, read_witness(self._folder.witness), _head(row))
+        if not await database.checkpoint():
+            raise StoreBusy(f"the log of index {self._folder.path.name} is being read while it is proved; try again")
+        os.fsync(self._witness)
+        self._is_suspect = False
+        log.warning("log.proved", index=self._folder.path.name, head=row[0])
 
     async def rows(self, sql: str, values: Items[object] = ()) -> list[Row]:
         """Read what is committed."""

@@ -18,7 +18,7 @@ from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.log import Log
 from storage.backends.sqlite.reader import IndexReader
 from storage.chain import Head
-from storage.errors import Damaged, IndexDeleted
+from storage.errors import Damaged, IndexDeleted, StoreFailed
 from storage.records import IndexId, IndexSpec
 from storage.reserve import Reserve
 
@@ -98,6 +98,9 @@ class OpenIndexes:
         except Damaged:
             self._catalogue.check_lives(spec)
             raise
+        except OSError as error:
+            self._catalogue.check_lives(spec)
+            raise _failed(spec, error) from error
 
     def _get(self, spec: IndexSpec) -> OpenIndex:
         index = self._open.get(spec.id)
@@ -118,6 +121,8 @@ class OpenIndexes:
         index.users += 1
         try:
             yield index
+        except OSError as error:
+            raise _failed(spec, error) from error
         finally:
             index.users -= 1
             if index.is_dropped and not index.users:
@@ -186,3 +191,7 @@ class OpenIndexes:
             _, index = self._open.popitem()
             await index.close()
         await asyncio.gather(*self._closing)
+
+
+def _failed(spec: IndexSpec, error: OSError) -> StoreFailed:
+    return StoreFailed(f'a file of index "{spec.name}" could not be read or written: {error.strerror}; try again')
