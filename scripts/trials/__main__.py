@@ -18,6 +18,7 @@ PARTS = {
     "workers": "three workers, stopped for longer than a lease, let go again and killed, under load",
     "soak": "mixed load, a worker killed every minute: what grows, what is lost",
     "walks": "walks over a listing under churn and restarts: exact, or clearly expired",
+    "sabotage": "builds that are broken on purpose, each against what must catch it",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 

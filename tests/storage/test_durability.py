@@ -148,12 +148,14 @@ async def test_a_write_is_answered_only_when_it_is_committed(settings, monkeypat
     store = await open_store(settings)
     spec = await store.create_index(ACCOUNT, "docs", "", CONFIG, RELAXED)
     monkeypatch.setattr(Database, "at_once", slow)
-    with closing(LogReader(DataFolder(settings.data).index(spec.id))) as elsewhere:
-        for number in range(1, 4):
-            written = await store.append(spec, DELETION, RELAXED)
+    try:
+        with closing(LogReader(DataFolder(settings.data).index(spec.id))) as elsewhere:
+            for number in range(1, 4):
+                written = await store.append(spec, DELETION, RELAXED)
 
-            assert (written.sequence, elsewhere.head()[0].sequence) == (number, number)
-    await store.close()
+                assert (written.sequence, elsewhere.head()[0].sequence) == (number, number)
+    finally:
+        await store.close()
 
 
 def test_every_file_of_a_segment_is_on_disk_before_the_segment_has_its_name(tmp_path, monkeypatch):
