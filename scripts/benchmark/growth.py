@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from scripts.benchmark.headrace import (
     written_by,
 )
 from scripts.benchmark.load import Run
-from scripts.benchmark.plan import CLIENTS, PROCESSES, Case, Plan
+from scripts.benchmark.plan import CLIENTS, COMPARED, PROCESSES, Case, Plan
 from scripts.benchmark.processes import usage
 from scripts.benchmark.queries import RUNS
 from scripts.benchmark.resources import disk_bytes
@@ -49,6 +50,12 @@ from scripts.benchmark.server import Server, running
 
 SET = "glove"
 LIMIT = "limit: usearch view"
+WHAT = "growth.query"
+ASKED: Mapping[str, Mapping[str, float]] = {
+    WHAT: {"recall": COMPARED[SET]},
+    "growth.query at the default recall": {},
+}
+"""What is asked for: the recall at which subjects are compared, and what is planned for when none is named."""
 QUIET_MS = 1_000
 """How long nobody writes to an index before it is sealed, and merged, while these folders are made."""
 PRUNED_S = 300.0
@@ -62,11 +69,11 @@ class Size:
     case: Case
     server: Server
     graph: Path
-    requests: list[bytes]
-    expansion: int
+    requests: Mapping[str, list[bytes]]
+    expansions: Mapping[str, int]
     first_s: float
     hash_s: float
-    asked: dict[int, list[Run]] = field(default_factory=dict)
+    asked: dict[tuple[str, int], list[Run]] = field(default_factory=dict)
     bare_ms: list[float] = field(default_factory=list)
 
 
@@ -77,11 +84,11 @@ def measure(plan: Plan) -> list[Measurement]:
     with ExitStack() as stack:
         sizes = [_started(case, stack) for case in cases]
         for _ in range(plan.rounds):
-            for clients in CLIENTS:
+            for what, clients in product(ASKED, CLIENTS):
                 for size in sizes:
-                    _ask(size, clients)
+                    _ask(size, what, clients)
             for size in sizes:
-                if size.expansion:
+                if size.expansions[WHAT]:
                     size.bare_ms.append(_bare_ms(size))
         if not plan.short:
             _wait_pruned([_folder(case) for case in cases])
@@ -135,8 +142,8 @@ def _started(case: Case, stack: ExitStack) -> Size:
         case=case,
         server=server,
         graph=graph_of(folder),
-        requests=questions(case.queries, returnMetadata="all"),
-        expansion=expansion_of(server, case.data),
+        requests={what: questions(case.queries, returnMetadata="all", **asked) for what, asked in ASKED.items()},
+        expansions={what: expansion_of(server, case.data, **asked) for what, asked in ASKED.items()},
         first_s=time.perf_counter() - started,
         hash_s=hash_s,
     )
@@ -164,20 +171,21 @@ def _wait_pruned(folders: list[Path]) -> None:
         time.sleep(0.5)
 
 
-def _ask(size: Size, clients: int) -> None:
-    if clients not in size.asked:  # What is mapped is read once, in every process, before any clock runs.
+def _ask(size: Size, what: str, clients: int) -> None:
+    requests = size.requests[what]
+    if (what, clients) not in size.asked:  # What is mapped is read once, in every process, before any clock runs.
         for _ in range(2):
-            load.closed_loop(size.server.port, size.requests, connections=8, count=len(size.requests))
+            load.closed_loop(size.server.port, requests, connections=8, count=len(requests))
     for _ in range(RUNS[clients]):
-        run = load.closed_loop(size.server.port, size.requests, connections=clients, seconds=size.case.plan.query_s)
-        size.asked.setdefault(clients, []).append(answered(run))
+        run = load.closed_loop(size.server.port, requests, connections=clients, seconds=size.case.plan.query_s)
+        size.asked.setdefault((what, clients), []).append(answered(run))
 
 
 def _bare_ms(size: Size) -> float:
     """The median search in a view of the graph."""
     index = Index.restore(size.graph, view=True, enable_key_lookups=False)
     assert index is not None
-    index.expansion_search = size.expansion  # type: ignore[misc]
+    index.expansion_search = size.expansions[WHAT]  # type: ignore[misc]
     compiled = index._compiled  # noqa: SLF001 (as in the bare read path)
     times = []
     for query in [*size.case.queries, *size.case.queries]:  # The first time round maps what the second needs.
@@ -189,15 +197,18 @@ def _bare_ms(size: Size) -> float:
 
 def _figures(size: Size, load_s: float) -> Iterator[Measurement]:
     case, server = size.case, size.server
-    whole = answered(load.closed_loop(server.port, size.requests, connections=8, count=len(size.requests)))
-    recall = recall_of(whole, case.data.truth, len(size.requests))
-    settings = {"recall": "default", "expansion": size.expansion, "processes": PROCESSES}
-    for clients, runs in size.asked.items():
-        yield case.runs("growth.query", runs, clients=clients, recall=recall, settings=settings)
-    if size.expansion:  # Few rows are scanned, which is no search of a graph.
-        bare = {"expansion": size.expansion}
+    for what, asked in ASKED.items():
+        requests = size.requests[what]
+        whole = answered(load.closed_loop(server.port, requests, connections=8, count=len(requests)))
+        recall = recall_of(whole, case.data.truth, len(requests))
+        settings = {"recall": asked.get("recall", "default"), "expansion": size.expansions[what]}
+        for clients in CLIENTS:
+            runs = size.asked[what, clients]
+            yield case.runs(what, runs, clients=clients, recall=recall, settings={**settings, "processes": PROCESSES})
+    if size.expansions[WHAT]:  # Few rows are scanned, which is no search of a graph.
+        bare = {"expansion": size.expansions[WHAT]}
         note = "one search in process, no HTTP, no exact scores"
-        yield case.rounds("growth.query", size.bare_ms, "ms", subject=LIMIT, clients=1, settings=bare, note=note)
+        yield case.rounds(WHAT, size.bare_ms, "ms", subject=LIMIT, clients=1, settings=bare, note=note)
     start_s = server.ready_s + size.first_s
     note = "from nothing to the first answer"
     yield case.one("growth.start", start_s, "s", settings={"processes": PROCESSES}, note=note)

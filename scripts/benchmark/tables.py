@@ -245,7 +245,9 @@ def _growth(findings: Findings) -> Table:
         )
     queries = ("recall@10", "p50 ms, 1 client", "p99", "p50 ms, 8 clients", "p99", "graph alone ms")
     columns = ("vectors", *queries, *GROWING.values())
-    return Table("glove: growth", columns, rows, "merged; queries at the default recall; memory of a service process")
+    return Table(
+        "glove: growth", columns, rows, f"merged; queries at recall {COMPARED['glove']}; memory of a service process"
+    )
 
 
 def _first(found: Iterable[Measurement], **wanted: object) -> Measurement | None:
