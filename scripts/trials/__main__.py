@@ -19,6 +19,7 @@ PARTS = {
     "soak": "mixed load, a worker killed every minute: what grows, what is lost",
     "walks": "walks over a listing under churn and restarts: exact, or clearly expired",
     "sabotage": "builds that are broken on purpose, each against what must catch it",
+    "contract": "requests made from the OpenAPI document: what it allows, what it forbids, what answers look like",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 

@@ -104,8 +104,8 @@ def _operation(id: str, path: str, operation: Operation, handler: Any) -> dict[s
         found["x-extension"] = True
     if operation.body:
         found["requestBody"] = {"required": True, "content": _content(operation)}
-    if "/livez" <= path < "/metrics" and operation.tag == "service":
-        found["security"] = [{}, *SECURITY]
+    if operation.is_open:
+        found["security"] = []
     return found
 
 
@@ -141,7 +141,7 @@ def _responses(path: str, operation: Operation) -> Iterator[tuple[int, dict[str,
         repeated = {"description": "true when it was a repeat.", "schema": {"const": "true"}}
         answer["headers"]["Idempotent-Replayed"] = repeated
     yield 200, answer
-    if operation.tag == "service" and operation.form != PLAIN and path != "/openapi.json":
+    if operation.is_open:
         yield 503, {"description": "Not ready.", "content": {"application/json": {"schema": operation.result}}}
         return
     statuses = {*EVERYWHERE, *operation.statuses}

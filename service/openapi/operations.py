@@ -37,6 +37,8 @@ class Operation:
     statuses: tuple[int, ...] = ()
     ours: bool = False
     """Whether the live service does not have it."""
+    is_open: bool = False
+    """Whether it needs no token."""
 
 
 WRITTEN = ("wait", "timeout", "Idempotency-Key")
@@ -97,7 +99,7 @@ def _of_vectors() -> dict[Handler, Operation]:
 
 
 def _around() -> dict[Handler, Operation]:
-    state = Operation(tag="service", result=results.HEALTH, form=JSON, ours=True)
+    state = Operation(tag="service", result=results.HEALTH, form=JSON, ours=True, is_open=True)
     return {
         account.user: Operation(tag="account", result=results.USER),
         account.verify_token: Operation(tag="account", result=results.VERIFIED),

@@ -92,7 +92,12 @@ ACKNOWLEDGED = shape({"mutationId": MUTATION_ID})
 COUNTED = shape({"count": COUNT})
 PROGRESS = shape(
     {"dimensions": COUNT, "vectorCount": COUNT},
-    {"processedUpToDatetime": TIME, "processedUpToMutation": MUTATION_ID},
+    {
+        "processedUpToDatetime": TIME,
+        "processedUpToMutation": MUTATION_ID,
+        "setAside": shape({"count": COUNT, "mutations": listed(shape({"mutationId": MUTATION_ID, "error": TEXT}))}),
+        "boundedBuilds": {"type": "object", "additionalProperties": COUNT},
+    },
 )
 PAGE = shape(
     {

@@ -64,7 +64,8 @@ def request_schemas(limits: Limits) -> dict[str, Schema]:
         "CreateIndex": _create_index(limits),
         "Vector": vector,
         "Vectors": {
-            "anyOf": [vectors, {"type": "object", "required": ["vectors"], "properties": {"vectors": vectors}}]
+            "description": "As an object its first key is `vectors`.",
+            "anyOf": [vectors, {"type": "object", "required": ["vectors"], "properties": {"vectors": vectors}}],
         },
         "Metadata": {
             "description": f"At most {limits.metadata_bytes_max} bytes of compact JSON; null and {{}} are none.",

@@ -118,3 +118,12 @@ async def test_the_document_needs_a_token_once_there_is_one(settings: Settings):
     async with serving(replace(limited(settings, "cloudflare"), token="right")) as service:
         assert (await service.get("/openapi.json")).status == 401
         assert (await service.get("/openapi.json", headers={"api-key": "right"})).status == 200
+
+
+async def test_what_is_said_to_be_open_is_what_needs_no_token(service: Service):
+    whole = await document(service)
+    found = {
+        path for path, methods in whole["paths"].items() if any(one.get("security") == [] for one in methods.values())
+    }
+
+    assert found == {"/livez", "/healthz", "/readyz"}
