@@ -35,6 +35,9 @@ EXIT_REFUSED = 78
 ORPHAN_GRACE_S = 5
 """How much longer than its drain an orphan lives before it ends whatever is still running."""
 
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter from the others: a tenth of what Python has, so that the event loop of a
+service comes back soon from what it left to a thread."""
 OPEN_FILES_MAX = 65_536
 """More than the open indexes of a process can need."""
 
@@ -97,6 +100,7 @@ def run_child(main: Main) -> int:
         return 2
     configure_logs(handed.settings, process=handed.name)
     raise_open_files_limit()
+    sys.setswitchinterval(SWITCH_S)
     return asyncio.run(_live(handed, main))
 
 

@@ -95,25 +95,36 @@ class Tail:
             texts=self._texts,
         )
 
+    def fixed(self) -> FixedTail:
+        """The tail as it is now, for another thread: nobody may append while this is taken, and anybody later."""
+        return FixedTail(self.part(), tuple(self._sequences), tuple(self._first_rows))
+
     def after(self, sequence: Sequence) -> Tail:
         """A tail of its own with the mutations after `sequence`, for when a segment has the others."""
-        rest = Tail(self.dimensions)
-        kept = bisect_right(self._sequences, sequence)
-        rest.last_sequence = sequence
-        ends = [*self._first_rows, self.rows][kept + 1 :]
-        for number, start, end in zip(self._sequences[kept:], self._first_rows[kept:], ends, strict=True):
-            first_label = Label(int(self._labels[start])) if end > start else Label(0)
-            rest.append(number, first_label, self._batch(start, end))
-        return rest
+        return self.rest_of(self.fixed(), sequence)
 
-    def _batch(self, start: int, end: int) -> Batch:
-        codes = self._namespace_codes[start:end].tolist()
-        return Batch(
-            ids=tuple(self._texts.ids[start:end]),
-            namespaces=tuple(self._texts.namespaces[code] for code in codes),
-            metadata=tuple(self._texts.metadata[start:end]),
-            values=self._vectors[start:end],
-        )
+    @classmethod
+    def rest_of(cls, fixed: FixedTail, sequence: Sequence) -> Tail:
+        """As `after`, of what a tail was.
+
+        Everything is copied at once: row by row, a long tail would keep the interpreter from others for a tenth of a
+        second.
+        """
+        kept = bisect_right(fixed.sequences, sequence)
+        first_rows, part = fixed.first_rows[kept:], fixed.part
+        start = first_rows[0] if first_rows else part.rows
+        rest = cls(part.vectors.shape[1])
+        rest._make_room(part.rows - start)
+        rest.rows = part.rows - start
+        rest._labels[: rest.rows] = part.labels[start:]
+        rest._vectors[: rest.rows] = part.vectors[start:]
+        rest._norms[: rest.rows] = part.norms[start:]
+        rest._namespace_codes[: rest.rows] = part.namespace_codes[start:]
+        rest._texts = part.texts.between(start, part.rows)
+        rest._sequences = list(fixed.sequences[kept:])
+        rest._first_rows = [row - start for row in first_rows]
+        rest.last_sequence = rest._sequences[-1] if rest._sequences else sequence
+        return rest
 
     def _make_room(self, rows: int) -> None:
         capacity = len(self._labels)
@@ -128,6 +139,15 @@ class Tail:
         self._vectors = _grown(self._vectors, self.rows, capacity)
         self._norms = _grown(self._norms, self.rows, capacity)
         self._namespace_codes = _grown(self._namespace_codes, self.rows, capacity)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FixedTail:
+    """What a tail had at one moment, mutation by mutation."""
+
+    part: TailPart
+    sequences: tuple[Sequence, ...]
+    first_rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,6 +247,15 @@ class _Texts:
         self.ids.extend(batch.ids)
         self.metadata.extend(batch.metadata)
         return [self._code(namespace) for namespace in batch.namespaces]
+
+    def between(self, start: int, end: int) -> _Texts:
+        """A copy of the texts of some rows. The codes of namespaces stay what they are."""
+        texts = _Texts()
+        texts.ids, texts.metadata = self.ids[start:end], self.metadata[start:end]
+        if end > start:
+            texts.namespaces = self.namespaces.copy()
+            texts.codes = {name: code for code, name in enumerate(texts.namespaces)}
+        return texts
 
     def column(self, path: tuple[str, ...], rows: int) -> FactorColumn:
         """A property in the first `rows` rows. Rows are read once, however often the tail has grown since."""

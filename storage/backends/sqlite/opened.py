@@ -128,6 +128,12 @@ class OpenIndexes:
             if index.is_dropped and not index.users:
                 self._close_later(index)
 
+    def follow(self, id: IndexId) -> None:
+        """Something was published in an index: where it is open and asked, catch up on it."""
+        index = self._open.get(id)
+        if index is not None:
+            index.reader.follow()
+
     def drop(self, id: IndexId) -> None:
         """Close an index that was deleted, once nobody uses it: a file keeps its space while it is open.
 

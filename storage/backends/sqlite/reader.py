@@ -1,10 +1,11 @@
 """Opening and following snapshots of one index in one process.
 
 A manifest has two numbers. A request must reach `applied` before it answers: catching up reads the log bodies and
-tombstones since the snapshot it has, which costs as much as was written. `layout` may lag: new segments are opened and
-verified in a thread while the old layout, with a newer tail and newer tombstones, goes on answering; labels are the
-same in every layout. Nothing a manifest names is removed before the grace period, so a body or a file that is missing
-means that the manifest is old: it is read again, a bounded number of times.
+tombstones since the snapshot it has, which costs as much as was written. An index that is being asked is followed
+whenever the worker rings, so that a request finds little left to read. `layout` may lag: the new one is opened in a
+thread, with a tail of its own, while the old layout, with a newer tail and newer tombstones, goes on answering; labels
+are the same in every layout. Nothing a manifest names is removed before the grace period, so a body or a file that is
+missing means that the manifest is old: it is read again, a bounded number of times.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,12 +28,12 @@ from storage.backends.sqlite.log import LogReader
 from storage.backends.sqlite.migrate import is_current_by, migrate
 from storage.backends.sqlite.state import Advance, Manifest, PartRow, SegmentRow, State, StateReader
 from storage.batch import unpack_vectors
-from storage.errors import LogDamaged, SegmentDamaged, StateDamaged, StoreBusy
+from storage.errors import LogDamaged, SegmentDamaged, StateDamaged, StorageError, StoreBusy
 from storage.records import IndexSpec, Label, MetadataIndex, Progress, Sequence
 from storage.segment.format import ColumnFile
 from storage.segment.read import OpenSegment, open_segment
 from storage.snapshot import LivePart, Mask, Part, Snapshot
-from storage.tail import Tail
+from storage.tail import FixedTail, Tail
 
 log = structlog.get_logger()
 
@@ -43,6 +44,8 @@ INLINE_BYTES_MAX = 1024 * 1024
 """Catching up on more than this goes to a thread: reading and copying it would hold up every other request."""
 INLINE_ROWS_MAX = 10_000
 """Opening an index with more versions, or more mutations, goes to a thread as well."""
+FOLLOWED_S = 2.0
+"""An index is followed for this long after it was asked: what nobody asks need not be read as it is written."""
 SWAP_RETRY_S = 1.0
 """How long after a layout could not be opened it is tried again."""
 
@@ -61,6 +64,8 @@ class IndexReader:
         self._log = _current(lambda: LogReader(folder), folder.log, "log")
         self._following = asyncio.Lock()
         self._relayout: asyncio.Task[None] | None = None
+        self._follower: asyncio.Task[None] | None = None
+        self._asked_at = -FOLLOWED_S
         self._seen_version = -1
         self._checked_log_at = -1
         self._state = self._state_reader.state()
@@ -117,6 +122,7 @@ class IndexReader:
 
     def current(self) -> Snapshot | None:
         """The index as of what `progress` says now, where nothing has to be read for it."""
+        self._asked_at = time.monotonic()
         opened = self._opened
         return opened.snapshot if opened is not None and opened.covers(self.state()) else None
 
@@ -139,6 +145,18 @@ class IndexReader:
                 opened = await self._follow(self.state())
         return opened.snapshot
 
+    def follow(self) -> None:
+        """Catch up beside the requests, where there were any lately: something was published."""
+        is_asked = self._opened is not None and time.monotonic() - self._asked_at < FOLLOWED_S
+        if is_asked and (self._follower is None or self._follower.done()):
+            self._follower = asyncio.create_task(self._keep_up(), name="follow")
+
+    async def _keep_up(self) -> None:
+        # What is wrong with the index is told to whoever asks.
+        with suppress(StorageError):
+            while self._opened is not None and self._opened.snapshot.applied < self.state().applied:
+                await self.snapshot()
+
     async def settled(self) -> Snapshot:
         """The index now, in the newest layout: for the worker, which plans on what it has published."""
         for _ in range(OPEN_TRIES_MAX):
@@ -154,7 +172,7 @@ class IndexReader:
         if opened is None:
             opened = self._open_small(state)
             if opened is None:
-                opened = await asyncio.to_thread(self._open)
+                opened = await self._open_anew()
         elif opened.snapshot.applied < state.applied:
             opened = await self._catch_up(opened)
         self._opened = opened
@@ -167,13 +185,13 @@ class IndexReader:
         advance = self._state_reader.advance(opened.snapshot.applied)
         if opened.snapshot.layout < advance.state.collected_layout:
             # Nobody asked for so long that what there was to catch up on is collected in part.
-            return await asyncio.to_thread(self._open)
+            return await self._open_anew()
         try:
             if sum(part.bytes for part in advance.parts) <= INLINE_BYTES_MAX:
                 return opened.advanced(advance, _bodies(self._log, advance.parts))
             return await asyncio.to_thread(self._advanced, opened, advance)
         except _Outdated:
-            return await asyncio.to_thread(self._open)
+            return await self._open_anew()
 
     def _advanced(self, opened: _Opened, advance: Advance) -> _Opened:
         with closing(LogReader(self._folder)) as log:
@@ -182,9 +200,15 @@ class IndexReader:
     async def _swap_layout(self) -> None:
         """Open the newest layout beside the one that answers, then put it in its place."""
         try:
-            ready = await asyncio.to_thread(self._open_segments_ahead)
             async with self._following:
-                self._opened = await asyncio.to_thread(self._open, ready)
+                tail = self._fixed_tail()
+            opened = await asyncio.to_thread(self._open, tail)
+            # Opening takes time. Requests wait only for what is applied while this is caught up on.
+            opened = await self._caught_up(opened)
+            async with self._following:
+                opened = await self._caught_up(opened)
+                if self._opened is None or self._opened.snapshot.layout < opened.snapshot.layout:
+                    self._opened = opened
         except SegmentDamaged:
             # What is mapped may be what is damaged: whoever asks next opens all of it, and is told.
             log.exception("layout.swap_failed", index=self.spec.id)
@@ -195,49 +219,55 @@ class IndexReader:
             self._swap_not_before = time.monotonic() + SWAP_RETRY_S
             log.exception("layout.swap_failed", index=self.spec.id)
 
-    def _open_segments_ahead(self) -> dict[str, OpenSegment]:
-        """Verify and map new segments while the old layout answers: hashing takes time."""
-        with closing(StateReader(Reader(self._folder.state))) as reader:
-            manifest = reader.manifest()
-        try:
-            return self._segments(manifest, {})
-        except _Outdated:
-            return {}
+    async def _caught_up(self, opened: _Opened) -> _Opened:
+        return await self._catch_up(opened) if opened.snapshot.applied < self.state().applied else opened
 
-    def _open(self, ready: dict[str, OpenSegment] | None = None) -> _Opened:
-        """Read the manifest and everything it names; again when something is already gone."""
+    def _fixed_tail(self) -> FixedTail | None:
+        """The tail as it is while nobody appends to it: held, or from the one place that follows."""
+        return None if self._opened is None else self._opened.tail.fixed()
+
+    async def _open_anew(self) -> _Opened:
+        return await asyncio.to_thread(self._open, self._fixed_tail())
+
+    def _open(self, tail: FixedTail | None) -> _Opened:
+        """Read the manifest and everything it names; again when something is already gone.
+
+        Of the tail that there is, what the manifest names need not be read again.
+        """
         # In a thread, so on connections of its own: a read on the event loop's would see the moment this one began.
         with closing(StateReader(Reader(self._folder.state))) as reader, closing(LogReader(self._folder)) as log:
-            return self._open_by(reader, log, ready or {})
+            return self._open_by(reader, log, tail)
 
     def _open_small(self, state: State) -> _Opened | None:
         """Open an index that is read in less time than another connection takes; None for one that may not be."""
-        return self._open_by(self._state_reader, self._log, {}) if _is_small(state) else None
+        return self._open_by(self._state_reader, self._log, None) if _is_small(state) else None
 
-    def _open_by(self, reader: StateReader, log: LogReader, ready: dict[str, OpenSegment]) -> _Opened:
+    def _open_by(self, reader: StateReader, log: LogReader, tail: FixedTail | None) -> _Opened:
+        # Verifying takes time, in which a newer manifest may come to be; what it has in common is verified.
+        verified: dict[str, OpenSegment] = {}
         for _ in range(OPEN_TRIES_MAX):
             manifest = reader.manifest()
             if manifest.parts:
                 check_applied(self.spec.name, manifest.state, log)
             try:
-                segments = self._segments(manifest, ready)
-                return self._assemble(manifest, segments, log)
+                segments = self._segments(manifest, verified)
+                return self._assemble(manifest, segments, tail, log)
             except _Outdated:
                 continue
         raise StateDamaged(
             f"index {self.spec.name!r}: {OPEN_TRIES_MAX} manifests in a row named files or log bodies that do not exist"
         )
 
-    def _segments(self, manifest: Manifest, ready: dict[str, OpenSegment]) -> dict[str, OpenSegment]:
+    def _segments(self, manifest: Manifest, verified: dict[str, OpenSegment]) -> dict[str, OpenSegment]:
         old = self._opened.segments if self._opened is not None else {}
         opened = {}
         for row in manifest.segments:
             columns = _columns_of(row, manifest)
             # One that was published again is to be verified again.
             key = _key(row)
-            segment = ready.get(key) or old.get(key)
+            segment = verified.get(key) or old.get(key)
             if segment is None or not segment.has_columns(columns):
-                segment = self._open_segment(row, columns)
+                segment = verified[key] = self._open_segment(row, columns)
             opened[key] = segment
         return opened
 
@@ -251,14 +281,16 @@ class IndexReader:
             log.warning("segment.damaged", index=self.spec.id, segment=row.name, files=list(segment.damaged))
         return segment
 
-    def _assemble(self, manifest: Manifest, segments: dict[str, OpenSegment], log: LogReader) -> _Opened:
+    def _assemble(
+        self, manifest: Manifest, segments: dict[str, OpenSegment], held: FixedTail | None, log: LogReader
+    ) -> _Opened:
         if manifest.state.sealed_through < log.head()[1]:
             raise _Outdated("the log was pruned further than this manifest has sealed")
         tail = Tail(self.spec.config.dimensions)
-        old = self._opened.tail.after(manifest.state.sealed_through) if self._opened is not None else None
         wanted = manifest.parts
-        if old is not None:
-            tail, wanted = old, tuple(part for part in manifest.parts if part.sequence > old.last_sequence)
+        if held is not None:
+            tail = Tail.rest_of(held, manifest.state.sealed_through)
+            wanted = tuple(part for part in manifest.parts if part.sequence > tail.last_sequence)
         _extend(tail, wanted, _bodies(log, wanted))
         dead = np.array(manifest.tombstones, dtype=np.uint64)
         parts: list[Part] = [*segments.values(), tail.part()]
@@ -278,8 +310,8 @@ class IndexReader:
 
     async def close(self) -> None:
         """Let go of the databases; snapshots that are in use stay readable."""
-        if self._relayout is not None:
-            await asyncio.gather(self._relayout, return_exceptions=True)
+        under_way = [task for task in (self._relayout, self._follower) if task is not None]
+        await asyncio.gather(*under_way, return_exceptions=True)
         async with self._following:
             # Whoever closes a database as the last moves its WAL into the file and waits for the disk.
             await asyncio.to_thread(self._close_files)

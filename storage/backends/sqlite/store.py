@@ -228,6 +228,7 @@ class SqliteStore:
     def _heard(self, id: IndexId) -> None:
         self._waiters.heard(id)
         self._indexes.drop_dead(id)
+        self._indexes.follow(id)
 
     async def mutation(self, spec: IndexSpec, id: MutationId) -> MutationStatus:
         """One mutation; its outcome is read after its progress, so it is there when it should be."""
