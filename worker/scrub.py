@@ -3,14 +3,20 @@
 It runs in a builder, at a pace that leaves the disk to others. What is derived and damaged is written anew; a damaged
 primary file is opened anew by everybody, refused, and its vectors named; a damaged log takes no more writes; a damaged
 state is answered from no more, and nothing lasting is made of it.
+
+When an index was scrubbed last is the time of an empty file in its folder, so that a worker that is started again more
+often than scrubs are due still does them. One scrub at a time in a process: after a long rest all indexes are due.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -25,6 +31,10 @@ from worker.jobs import BuildFailed, BuildJob, run_builder
 log = structlog.get_logger()
 
 RETRY_S = 60.0
+MARK = "SCRUBBED"
+"""The file whose time is that of the last scrub. Without it, the index counts as scrubbed when it is first seen."""
+
+_one_at_a_time: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 class Scrubber:
@@ -41,8 +51,8 @@ class Scrubber:
         self._index = index
         self._settings = settings
         self._scrubbed_at = scrubbed_at
-        # The first is due an interval after the start: what is opened is verified anyway.
-        scrubbed_at.setdefault(index.spec.id, time.monotonic())
+        self._mark = index.folder.path / MARK
+        scrubbed_at.setdefault(index.spec.id, time.monotonic() - _age_s(self._mark, settings.scrub_interval_ms / 1000))
         self._wanted = wanted
         self._reading: asyncio.Task[None] | None = None
         self._found: tuple[Finding, ...] | None = None
@@ -69,7 +79,11 @@ class Scrubber:
             self._reading = asyncio.create_task(self.read(), name="scrub")
 
     async def read(self) -> None:
-        """Read everything once; the next turn sees to what is found."""
+        """Read everything once, when no other index is being read; the next turn sees to what is found."""
+        async with _one_at_a_time.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(1)):
+            await self._read()
+
+    async def _read(self) -> None:
         started = time.monotonic()
         try:
             answer = await run_builder(
@@ -89,6 +103,8 @@ class Scrubber:
             self._scrubbed_at[self._index.spec.id] += RETRY_S
             return
         self._scrubbed_at[self._index.spec.id] = time.monotonic()
+        with suppress(OSError):  # The index may have been deleted meanwhile, or the disk be full.
+            os.utime(self._mark)
         SCRUBS.inc()
         log.info(
             "scrub.finished",
@@ -121,3 +137,16 @@ class Scrubber:
             self._reading.cancel()
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(self._reading, return_exceptions=True)
+
+
+def _age_s(mark: Path, age_max_s: float) -> float:
+    """How long ago the last scrub was, by the wall clock: a jump of it brings one scrub forward, or puts it off once.
+
+    Makes the mark where there is none.
+    """
+    try:
+        return min(max(time.time() - mark.stat().st_mtime, 0.0), age_max_s)
+    except FileNotFoundError:
+        with suppress(OSError):
+            mark.touch(mode=0o600)
+        return 0.0

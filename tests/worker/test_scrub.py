@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+import worker.scrub
 from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
 from storage.errors import LogDamaged, SegmentDamaged, StateDamaged
 from tests.conftest import Running, batch, running_on
+from worker.scrub import MARK
 
 DIMENSIONS = 32
 
@@ -115,3 +119,46 @@ async def test_a_log_that_rots_takes_no_writes_and_the_others_do(running):
     with suppress(LogDamaged):
         assert (await running.store.snapshot(spec)).vectors >= 1200
     await running.upsert(other, batch(["one"], [[1, 2, 3, 4]]))
+
+
+async def test_a_worker_that_is_started_again_and_again_scrubs_all_the_same(settings):
+    often = replace(settings, scrub_interval_ms=3_600_000)
+    with capture_logs() as events:
+        async with running_on(often) as running:
+            spec = await running.index(dimensions=DIMENSIONS)
+            await running.applied(spec, await running.upsert(spec, batch(["a"], np.ones((1, DIMENSIONS)))))
+        mark = DataFolder(often.data).index(spec.id).path / MARK
+        long_ago = mark.stat().st_mtime - 4_000
+        os.utime(mark, (long_ago, long_ago))
+
+        async with running_on(often) as running:
+            await running.applied(spec, await running.upsert(spec, batch(["b"], np.ones((1, DIMENSIONS)))))
+            await until(lambda: mark.stat().st_mtime > long_ago, "a scrub")
+        async with running_on(often) as running:
+            await running.applied(spec, await running.upsert(spec, batch(["c"], np.ones((1, DIMENSIONS)))))
+
+    assert [event["findings"] for event in events if event["event"] == "scrub.finished"] == [0]
+
+
+async def test_indexes_are_scrubbed_one_after_the_other(running, monkeypatch):
+    under_way: list[str] = []
+    most = 0
+    run = worker.scrub.run_builder
+
+    async def counted(job):
+        nonlocal most
+        under_way.append(job.index)
+        most = max(most, len(under_way))
+        answer = await run(job)
+        under_way.remove(job.index)
+        return answer
+
+    monkeypatch.setattr(worker.scrub, "run_builder", counted)
+    with capture_logs() as events:
+        for number in range(3):
+            spec = await running.index(f"docs{number}", dimensions=DIMENSIONS)
+            await running.applied(spec, await running.upsert(spec, batch(["a"], np.ones((1, DIMENSIONS)))))
+        await until(lambda: sum(event["event"] == "scrub.finished" for event in events) > 5, "some scrubs")
+
+    assert most == 1
+    assert len({event["index"] for event in events if event["event"] == "scrub.finished"}) == 3
