@@ -45,6 +45,7 @@ LENGTH_MAX = 1e37
 """Between these lengths nothing in float32 under- or overflows beyond the bound; rows outside go by float64."""
 _SCORE_MAX = float(np.finfo(np.float32).max)
 _ZERO = np.float32(0)
+_SPARE = 1e-9  # More than all rounding of float64 here, as a share.
 _LEAST = 5e-324
 """The least number above zero: a divisor that makes zero of zero and does not touch any length of float32 numbers."""
 
@@ -80,9 +81,8 @@ def candidates(question: Question, vectors: Floats, lengths: Doubles, *, mask: M
     shortlist = Shortlist(question.metric, count)
     for start in range(0, len(matrix), _SCAN_ROWS):
         block = slice(start, start + _SCAN_ROWS)
-        lower, upper = question.bounds(matrix[block], lengths[block])
-        near = np.flatnonzero((lower <= shortlist.ceiling) & mask[block])
-        shortlist.offer(near + start, lower[near], upper[near])
+        near, lower, upper = question.within(matrix[block], lengths[block], mask[block], shortlist.ceiling)
+        shortlist.offer(near + start, lower, upper)
     return shortlist.rows()
 
 
@@ -142,6 +142,10 @@ def _dots(vectors: Doubles, query: Doubles) -> Doubles:
 def _lengths(vectors: Doubles) -> Doubles:
     lengths: Doubles = np.sqrt(np.add.reduce(vectors * vectors, axis=1))
     return lengths
+
+
+def _are_ordinary(lengths: Doubles) -> bool:
+    return not len(lengths) or bool(lengths.min() >= LENGTH_MIN and lengths.max() <= LENGTH_MAX)
 
 
 class Question:
@@ -209,7 +213,36 @@ class Question:
         """Between which two numbers the rank of each row lies."""
         if not self._bounded:
             self._make_bounds()
-        dots = self._dots(vectors, lengths)
+        return self._between(self._dots(vectors, lengths), lengths)
+
+    def within(
+        self, vectors: Floats, lengths: Doubles, mask: Mask, ceiling: float
+    ) -> tuple[RowNumbers, Doubles, Doubles]:
+        """The rows of `mask` whose rank may be `ceiling` or lower, and between which two numbers each lies.
+
+        As `bounds` says. Most rows of a scan are far from it, and a multiplication and a comparison show that.
+        """
+        if not self._bounded:
+            self._make_bounds()
+        if self.metric is Metric.EUCLIDEAN or ceiling == np.inf or not _are_ordinary(lengths):
+            lower, upper = self.bounds(vectors, lengths)
+            near = np.flatnonzero((lower <= ceiling) & mask)
+            return near, lower[near], upper[near]
+        products = np.matmul(vectors, self._scaled)
+        near = np.flatnonzero((products >= self._least_product(lengths, ceiling)) & mask)
+        lower, upper = self._between(products[near].astype(np.float64), lengths[near])
+        sure = lower <= ceiling
+        return near[sure], lower[sure], upper[sure]
+
+    def _least_product(self, lengths: Doubles, ceiling: float) -> Doubles:
+        """What the product of a row must be at least for its rank to be `ceiling` or lower: never too much."""
+        if self.metric is Metric.COSINE:
+            return lengths * (-(ceiling + self._margin + _SPARE) * (self._scaled_length or 1.0))
+        least: Doubles = lengths * (-self._margin * self.length * (1 + _SPARE) / self._scale)
+        least -= (ceiling + abs(ceiling) * _SPARE) / self._scale
+        return least
+
+    def _between(self, dots: Doubles, lengths: Doubles) -> tuple[Doubles, Doubles]:
         error: Doubles | float
         match self.metric:
             case Metric.COSINE:
@@ -230,7 +263,7 @@ class Question:
         return rank - error, rank + error
 
     def _dots(self, vectors: Floats, lengths: Doubles) -> Doubles:
-        if not len(lengths) or (lengths.min() >= LENGTH_MIN and lengths.max() <= LENGTH_MAX):
+        if _are_ordinary(lengths):
             ordinary: Doubles = np.matmul(vectors, self._scaled).astype(np.float64)
             return ordinary
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
