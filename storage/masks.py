@@ -4,28 +4,31 @@ The answer is that of `storage.filters.holds` for every row. Where a column is n
 metadata itself is asked the same question, so that an index in the making is slower and never different.
 
 A snapshot is immutable, so what a filter selects in it is remembered: most filters are asked again and again, such as
-the one of a tenant. What selects few rows is kept as their numbers, in a fraction of the bytes of a mask.
+the one of a tenant. What selects few rows is kept as their numbers.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from sys import getsizeof
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.fetched import Slot
 from storage.filters import And, Compare, Filter, FilterRules, Not, Or, narrowed, path_of
 from storage.records import MetadataIndex
 from storage.snapshot import LivePart, Mask, Part, Snapshot
 
-SELECTION_SHARE_MAX = 64
-"""One row in so many, or fewer, are kept as numbers, which then take an eighth of the bytes of a mask."""
+SELECTION_SHARE_MAX = 8
+"""One row in so many, or fewer, are kept as numbers, which then take no more bytes than a mask."""
 SELECTIONS_BYTES_MAX = 16 * 1024 * 1024
 """What the selections that one snapshot remembers may hold."""
+KEYS_MAX = 256
+"""The filters of which a snapshot knows without looking what they are."""
 SELECTION_BYTES = 1024
 """What a selection holds besides its rows; so a snapshot remembers no more than some thousands."""
 
@@ -40,6 +43,8 @@ class Selection:
     of: int
     count: int
     kept: Mask | RowNumbers
+    slot: Slot = field(default_factory=Slot)
+    """Where the rows are kept side by side, once they were asked for twice."""
 
     @classmethod
     def from_mask(cls, mask: Mask) -> Selection:
@@ -67,12 +72,14 @@ class Selections:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, tuple[Selection, ...]] = OrderedDict()
+        # What a filter is, is worth finding out once: who asks many queries of one filter has one tree for all.
+        self._keys: dict[tuple[str, int, int], tuple[Filter | None, FilterRules, Hashable]] = {}
         self._bytes = 0
         self._lock = Lock()
 
     def of(self, snapshot: Snapshot, namespace: str, tree: Filter | None, rules: FilterRules) -> tuple[Selection, ...]:
         """One selection for each part: what `matching` says."""
-        key = _key(namespace, tree, rules)
+        key = self._key(namespace, tree, rules)
         with self._lock:
             known = self._kept.get(key)
             if known is not None:
@@ -84,7 +91,17 @@ class Selections:
 
     def knows(self, namespace: str, tree: Filter | None, rules: FilterRules) -> bool:
         """Whether an answer is remembered."""
-        return _key(namespace, tree, rules) in self._kept
+        return self._key(namespace, tree, rules) in self._kept
+
+    def _key(self, namespace: str, tree: Filter | None, rules: FilterRules) -> Hashable:
+        identity = (namespace, id(tree), id(rules))
+        known = self._keys.get(identity)
+        if known is None:
+            if len(self._keys) >= KEYS_MAX:
+                self._keys.clear()
+            # Held with its key, so that nothing else can have its identity.
+            known = self._keys[identity] = (tree, rules, _key(namespace, tree, rules))
+        return known[2]
 
     def _keep(self, key: Hashable, made: tuple[Selection, ...]) -> None:
         size = _bytes(key, made)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from storage.indexes.flat import GATHER_COST
 from storage.indexes.hnsw import candidate_count
 
-FLOAT_BYTES = 4
 SCAN_BYTES_FREE = 8 * 1024 * 1024
 """An exact search of no more than this is as fast as any graph walk, and exact."""
 EXPANSION_BYTES = 32 * 1024
@@ -21,6 +21,23 @@ EXPANSION_DIMENSIONS = 256
 unit took 2.2 us at 100 dimensions and 4 us at 768, beside scans at 20 GB/s and at 30 GB/s."""
 CODED_ROW_BYTES = 384
 """What a scan of codes does for each row besides reading its code, in bytes scanned."""
+
+
+class Reading(NamedTuple):
+    """What a scan reads: how many bytes for each number, and how many more its other work for a row is worth.
+
+    Of `gather_cost` rows a scan passes all in the time in which one that lies scattered is fetched.
+    """
+
+    number_bytes: int
+    row_bytes: int
+    gather_cost: int
+
+
+FLOATS = Reading(4, 0, GATHER_COST)
+CODES = Reading(1, CODED_ROW_BYTES, GATHER_COST)
+FETCHED = Reading(1, CODED_ROW_BYTES, 1)
+"""Codes that were fetched before and lie side by side."""
 LIST_MAX = 16_384
 """The longest list that a graph is asked for; what needs more is scanned."""
 WIDENINGS_MAX = 2
@@ -52,13 +69,13 @@ EXACT = Plan(kind=PlanKind.EXACT)
 
 
 def choose(
-    *, rows: int, matching: int, count: int, dimensions: int, recall: float, expansion: int, coded: bool = False
+    *, rows: int, matching: int, count: int, dimensions: int, recall: float, expansion: int, reading: Reading = FLOATS
 ) -> Plan:
     """Plan to find `count` of the `matching` rows among `rows`.
 
     `expansion` is what the graph needs for `recall` when every row matches; 0 when it cannot promise that or
     there is no graph. A recall of 1 is exact. Where few rows match, the list grows until as many of it are
-    expected to match as if all did. `coded` says that a scan reads codes.
+    expected to match as if all did. A scan reads what `reading` says.
     """
     assert 0 <= matching <= rows
     assert count >= 1
@@ -69,7 +86,7 @@ def choose(
     listed = _scaled(candidate_count(count), rows=rows, matching=matching)
     walk = max(_scaled(expansion, rows=rows, matching=matching), listed)
     plan = Plan(kind=PlanKind.GRAPH, count=listed, expansion=walk)
-    return _unless_a_scan_is_cheaper(plan, rows=rows, matching=matching, dimensions=dimensions, coded=coded)
+    return _unless_a_scan_is_cheaper(plan, rows=rows, matching=matching, dimensions=dimensions, reading=reading)
 
 
 def enough(count: int, *, rows: int, matching: int) -> int:
@@ -86,7 +103,7 @@ def enough(count: int, *, rows: int, matching: int) -> int:
 
 
 def widen(
-    plan: Plan, *, rows: int, matching: int, dimensions: int, found: int = 0, count: int = 0, coded: bool = False
+    plan: Plan, *, rows: int, matching: int, dimensions: int, found: int = 0, count: int = 0, reading: Reading = FLOATS
 ) -> Plan:
     """The next attempt after only `found` rows of a list matched: a longer list, at last the scan.
 
@@ -98,18 +115,17 @@ def widen(
         return EXACT
     times = min(WIDER_MAX, max(2, -(-3 * candidate_count(count) // (2 * found)))) if found else WIDER_MAX
     wider = replace(plan, count=times * plan.count, expansion=times * plan.expansion, widenings=plan.widenings + 1)
-    return _unless_a_scan_is_cheaper(wider, rows=rows, matching=matching, dimensions=dimensions, coded=coded)
+    return _unless_a_scan_is_cheaper(wider, rows=rows, matching=matching, dimensions=dimensions, reading=reading)
 
 
-def work_bytes(plan: Plan, *, rows: int, matching: int, dimensions: int, coded: bool = False) -> int:
+def work_bytes(plan: Plan, *, rows: int, matching: int, dimensions: int, reading: Reading = FLOATS) -> int:
     """What the plan costs, in bytes of a sequential scan."""
     match plan.kind:
         case PlanKind.NONE:
             return 0
         case PlanKind.EXACT:
-            number_bytes, row_bytes = (1, CODED_ROW_BYTES) if coded else (FLOAT_BYTES, 0)
-            scanned = min(rows, GATHER_COST * matching)
-            return scanned * dimensions * number_bytes + min(rows, matching) * row_bytes
+            passed = min(rows, reading.gather_cost * matching)
+            return passed * dimensions * reading.number_bytes + matching * reading.row_bytes
         case PlanKind.GRAPH:
             return plan.expansion * EXPANSION_BYTES * (EXPANSION_DIMENSIONS + dimensions) // EXPANSION_DIMENSIONS
 
@@ -118,7 +134,7 @@ def _scaled(number: int, *, rows: int, matching: int) -> int:
     return -(-number * rows // matching)
 
 
-def _unless_a_scan_is_cheaper(plan: Plan, *, rows: int, matching: int, dimensions: int, coded: bool) -> Plan:
-    scan = work_bytes(EXACT, rows=rows, matching=matching, dimensions=dimensions, coded=coded)
+def _unless_a_scan_is_cheaper(plan: Plan, *, rows: int, matching: int, dimensions: int, reading: Reading) -> Plan:
+    scan = work_bytes(EXACT, rows=rows, matching=matching, dimensions=dimensions, reading=reading)
     walk = work_bytes(plan, rows=rows, matching=matching, dimensions=dimensions)
     return EXACT if plan.count > LIST_MAX or scan <= max(SCAN_BYTES_FREE, walk) else plan

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import plan as planning
+from storage.fetched import MEMORY
 from storage.filters import Filter, FilterRules, path_of, paths
 from storage.indexes import flat
 from storage.indexes.flat import Question
 from storage.masks import Selection, selections
-from storage.plan import Plan, PlanKind
+from storage.plan import Plan, PlanKind, Reading
 from storage.records import Metric
 from storage.snapshot import LivePart, Part, Snapshot
 
@@ -99,6 +100,7 @@ class PreparedPart:
 
     live_part: LivePart
     selection: Selection
+    reading: Reading
     plan: Plan
 
     @property
@@ -157,7 +159,7 @@ class Prepared:
                 rows=part.live_part.part.rows,
                 matching=part.matching,
                 dimensions=dimensions,
-                coded=part.live_part.part.codes is not None,
+                reading=part.reading,
             )
             for part in self.parts
         )
@@ -223,7 +225,7 @@ def _live(live_part: LivePart) -> Selection:
 
 
 def _prepare_part(live_part: LivePart, selection: Selection, query: Query) -> PreparedPart:
-    part = live_part.part
+    part, reading = live_part.part, _reading(live_part.part, selection)
     plan = planning.choose(
         rows=part.rows,
         matching=selection.count,
@@ -231,9 +233,15 @@ def _prepare_part(live_part: LivePart, selection: Selection, query: Query) -> Pr
         dimensions=len(query.vector),
         recall=query.recall,
         expansion=part.graph.expansion(count=query.wanted, recall=query.recall) if part.graph else 0,
-        coded=part.codes is not None,
+        reading=reading,
     )
-    return PreparedPart(live_part=live_part, selection=selection, plan=plan)
+    return PreparedPart(live_part=live_part, selection=selection, reading=reading, plan=plan)
+
+
+def _reading(part: Part, selection: Selection) -> Reading:
+    if part.codes is None:
+        return planning.FLOATS
+    return planning.CODES if selection.slot.fetched is None else planning.FETCHED
 
 
 def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tuple[Plan, Rows, Scores]:
@@ -253,7 +261,7 @@ def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tu
             dimensions=len(query.vector),
             found=len(proposed),
             count=query.wanted,
-            coded=part.codes is not None,
+            reading=prepared.reading,
         )
     if plan.kind is PlanKind.EXACT:
         rows = _candidates(question, part, prepared.selection, count=query.wanted)
@@ -265,6 +273,9 @@ def _candidates(question: Question, part: Part, selection: Selection, *, count: 
     """Rows among which are the best: few are gathered, many are scanned in place."""
     codes, is_scattered = part.codes, selection.count * flat.GATHER_COST < part.rows
     if codes is not None and is_scattered:
+        fetched = MEMORY.of(selection.slot, codes, part.norms, lambda: selection.rows)
+        if fetched is not None:
+            return fetched.candidates(question, count=count)
         return codes.candidates_among(question, part.norms, rows=selection.rows, count=count)
     if codes is not None:
         return codes.candidates(question, part.norms, mask=selection.mask, count=count)

@@ -54,14 +54,32 @@ class Codes:
             _encode(vectors[block], numbers[block], measures[block])
         return cls(numbers, measures)
 
-    def candidates(self, question: Question, lengths: Doubles, *, mask: Mask, count: int) -> RowNumbers:
-        """As `flat.candidates`: the rows of `mask` that could be in the best `count`. `lengths` are those of all."""
+    @property
+    def row_bytes(self) -> int:
+        """What one row takes."""
+        return int(self.numbers.shape[1]) + self.measures.itemsize * int(self.measures.shape[1])
+
+    @property
+    def bytes(self) -> int:
+        """What all rows take."""
+        return len(self.numbers) * self.row_bytes
+
+    def among(self, rows: RowNumbers) -> Codes:
+        """The codes of some rows, in the order named, side by side."""
+        return Codes(self.numbers.take(rows, axis=0), self.measures.take(rows, axis=0))
+
+    def candidates(self, question: Question, lengths: Doubles, *, mask: Mask | None, count: int) -> RowNumbers:
+        """As `flat.candidates`: the rows of `mask` that could be in the best `count`. `lengths` are those of all.
+
+        No mask is one of every row.
+        """
         asked = _Asked.of(question)
         shortlist = Shortlist(question.metric, count)
         for start in range(0, len(self.numbers), _SCAN_ROWS):
             block = slice(start, start + _SCAN_ROWS)
             lower, upper = asked.bounds(_products(self.numbers[block], asked), self.measures[block], lengths[block])
-            near = np.flatnonzero((lower <= shortlist.ceiling) & mask[block])
+            is_near = lower <= shortlist.ceiling
+            near = np.flatnonzero(is_near if mask is None else is_near & mask[block])
             shortlist.offer(near + start, lower[near], upper[near])
         return shortlist.rows()
 
@@ -82,8 +100,10 @@ class Codes:
                 numbers = self.numbers.take(some, axis=0, out=fetched[: len(some)], mode="clip")
                 numkong.cdist(numbers, asked.numbers, "dot", out=products[first : first + step])
             lower, upper = asked.bounds(products[:, 0], self.measures.take(block, axis=0), lengths[block])
-            near = np.flatnonzero(lower <= shortlist.ceiling)
-            shortlist.offer(block[near], lower[near], upper[near])
+            if shortlist.ceiling < np.inf:
+                near = np.flatnonzero(lower <= shortlist.ceiling)
+                block, lower, upper = block[near], lower[near], upper[near]
+            shortlist.offer(block, lower, upper)
         return shortlist.rows()
 
 

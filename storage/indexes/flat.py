@@ -303,10 +303,15 @@ class Shortlist:
         """What is left, in the order in which it was offered."""
         if len(self._kept) > 1 and self._total > self._count:
             self._prune()
+        if len(self._kept) == 1:
+            return self._kept[0][0]
         return np.concatenate([rows for rows, _, _ in self._kept]) if self._kept else np.empty(0, np.int64)
 
     def _prune(self) -> None:
-        rows, lower, upper = (np.concatenate(column) for column in zip(*self._kept, strict=True))
+        if len(self._kept) == 1:
+            [(rows, lower, upper)] = self._kept
+        else:
+            rows, lower, upper = (np.concatenate(column) for column in zip(*self._kept, strict=True))
         last = float(np.partition(upper, self._count - 1)[self._count - 1])
         self.ceiling = min(self.ceiling, _ceiling(self._metric, last))
         near = lower <= self.ceiling

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from storage.batch import Batch
 from storage.filters import And, Compare, Comparison, Filter, FilterRules, Not, holds
+from storage.indexes.codes import Codes
 from storage.indexes.flat import Gathered
 from storage.plan import PlanKind
 from storage.records import (
@@ -49,12 +50,13 @@ class Row:
 
 
 class PartWithGraph:
-    """The rows of a tail with a graph beside them, as a segment is."""
+    """The rows of a tail with a graph and codes beside them, as a segment is."""
 
     def __init__(self, part: TailPart, graph: Graph, name: str = "segment") -> None:
         self._part = part
         self.graph = graph
         self.name = name
+        self.codes = Codes.of(part.vectors)
         self.side = Gathered.of(part.vectors, part.norms, getattr(graph, "side", np.zeros(0, np.int64)))
 
     def __getattr__(self, name: str) -> Any:
