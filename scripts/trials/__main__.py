@@ -20,6 +20,7 @@ PARTS = {
     "walks": "walks over a listing under churn and restarts: exact, or clearly expired",
     "sabotage": "builds that are broken on purpose, each against what must catch it",
     "contract": "requests made from the OpenAPI document: what it allows, what it forbids, what answers look like",
+    "syscalls": "killed at every system call that changes a file, on every path",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 

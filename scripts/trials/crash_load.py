@@ -68,14 +68,20 @@ class Api:
         self._connection: http.client.HTTPConnection | None = None
 
     def call(
-        self, method: str, path: str, body: bytes | None = None, key: str = "", again: tuple[int, ...] = ()
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        key: str = "",
+        *,
+        again: tuple[int, ...] = (),
+        is_repeated: bool = False,
     ) -> Any:
         """The result, however often it takes; `again` are statuses and codes that a repeated one may have too.
 
         Raises Broken for an answer that is neither success nor "later".
         """
         deadline = time.monotonic() + PATIENCE_S
-        is_repeated = False
         while time.monotonic() < deadline and not self._line.is_over:
             try:
                 status, answer = self._once(method, path, body, key)

@@ -38,6 +38,7 @@ SETTINGS = Settings(
     sweep_ms=1_000,
     graph_rows_min=200,
     builder_threads=1,
+    reserve_bytes=65_536,
     log_format="json",
     log_level="info",
 )
