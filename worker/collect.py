@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from storage.backends.sqlite.pruning import Due
 from storage.backends.sqlite.state import ManifestMoved, State
 from storage.backends.sqlite.workshop import WorkIndex
 from storage.records import Sequence
@@ -28,6 +29,9 @@ PERIOD_S = 1.0
 SLICES_MAX = 4
 """Slices of the log that one turn prunes: applying waits meanwhile."""
 PROVE_RETRY_S = 60.0
+AHEAD_MS = 24 * 3_600_000
+"""A time that is further ahead than this is of a clock that was wrong, and is not waited for."""
+EVER_MS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class Collector:
         """Whether the state still remembers, or the log still keeps, what was sealed by this layout or before it."""
         if not state.sealed_through:
             return False
-        return state.layout != self._forgotten_layout or self._has_to_prune(state.sealed_through)
+        return state.layout != self._forgotten_layout or self._index.has_to_prune(self._due(state.sealed_through))
 
     async def _give_back(self, settled: _Seen) -> None:
         if settled.garbage and await self._index.remove_garbage(settled.garbage):
@@ -173,27 +177,33 @@ class Collector:
 
     async def _prune(self, sealed_through: Sequence) -> bool:
         """Take one slice from the log, where something in it is old enough; True when there may be more."""
-        if self._is_pruning or self._has_to_prune(sealed_through):
-            older_than_ms, expired_ms = self._ages_ms()
-            self._is_pruning = await self._index.prune(
-                through=sealed_through, older_than_ms=older_than_ms, expired_ms=expired_ms
-            )
+        due = self._due(sealed_through)
+        if self._is_pruning or self._index.has_to_prune(due):
+            self._is_pruning = await self._index.prune(due)
         return self._is_pruning
 
-    def _has_to_prune(self, sealed_through: Sequence) -> bool:
-        older_than_ms, expired_ms = self._ages_ms()
-        return self._index.has_to_prune(through=sealed_through, older_than_ms=older_than_ms, expired_ms=expired_ms)
-
-    def _ages_ms(self) -> tuple[int, int]:
-        """The times before which the log gives up bodies, and the rows they belonged to."""
+    def _due(self, sealed_through: Sequence) -> Due:
+        """What the log gives up: bodies, and later the rows they belonged to."""
         now_ms = time.time_ns() // 1_000_000
-        return now_ms - self._settings.log_retain_ms, now_ms - self._settings.mutation_retain_ms
+        retain_ms, remember_ms = self._settings.log_retain_ms, self._settings.mutation_retain_ms
+        forgotten = self._index.forgotten_through()
+        return Due(
+            through=sealed_through,
+            # What need not be kept goes whatever the clock says.
+            bodies_before_ms=now_ms - retain_ms if retain_ms else EVER_MS,
+            rows_before_ms=now_ms - remember_ms,
+            ahead_ms=now_ms + AHEAD_MS,
+            # An outcome says nothing of what is kept for longer than it is.
+            bodies_forgotten=forgotten if retain_ms <= remember_ms else Sequence(0),
+            rows_forgotten=forgotten,
+        )
 
     async def _forget(self) -> None:
         now_ms = time.time_ns() // 1_000_000
         await self._index.forget(
             removed_before_ms=now_ms - self._settings.cursor_ttl_ms,
             outcomes_before_ms=now_ms - self._settings.mutation_retain_ms,
+            ahead_ms=now_ms + AHEAD_MS,
         )
 
     async def close(self) -> None:

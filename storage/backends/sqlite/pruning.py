@@ -5,6 +5,8 @@ Everything happens under the lock of the log and in short slices, so that an app
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from storage.backends.sqlite.database import Database, Transaction
 from storage.backends.sqlite.folder import IndexFolder
 from storage.backends.sqlite.locks import FileLock
@@ -17,6 +19,29 @@ SLICE_ROWS = 2_000
 VACUUM_PAGES = 512
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """What is to go. Times are those of the clock at the append, and a clock may have been wrong: a time that is
+    ahead of ours says nothing, and as mutation ids ascend so do the times of all that follow. Then the order counts:
+    what is no newer than a mutation whose outcome was forgotten, by the worker's clock, is as old as that."""
+
+    through: Sequence
+    """Bodies up to here are in segments."""
+    bodies_before_ms: int
+    rows_before_ms: int
+    ahead_ms: int = 1 << 62
+    bodies_forgotten: Sequence = Sequence(0)
+    rows_forgotten: Sequence = Sequence(0)
+
+    def takes_body(self, sequence: int, created_ms: int) -> bool:
+        """Whether a body that is sealed goes."""
+        return created_ms < self.bodies_before_ms or (created_ms > self.ahead_ms and sequence <= self.bodies_forgotten)
+
+    def takes_row(self, sequence: int, created_ms: int) -> bool:
+        """Whether the row of a body that is gone goes as well."""
+        return created_ms < self.rows_before_ms or (created_ms > self.ahead_ms and sequence <= self.rows_forgotten)
+
+
 class LogPruner:
     """The collector's hand on one log; opened at the first slice."""
 
@@ -25,8 +50,8 @@ class LogPruner:
         self._lock_timeout_ms = lock_timeout_ms
         self._open: tuple[Database, FileLock] | None = None
 
-    async def slice(self, *, through: Sequence, older_than_ms: int, expired_ms: int) -> bool:
-        """Take away some bodies up to `through` that are older, and rows from before `expired_ms`.
+    async def slice(self, due: Due) -> bool:
+        """Take away some of what is due.
 
         True when there may be more to take, or there are free pages left to return.
         """
@@ -38,8 +63,8 @@ class LogPruner:
         database, lock = self._open
         async with lock.held():
             async with database.writing() as transaction:
-                pruned = await _prune(transaction, through, older_than_ms)
-                expired = await _expire(transaction, expired_ms)
+                pruned = await _prune(transaction, due)
+                expired = await _expire(transaction, due)
             await database.rows(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
             [(free,)] = await database.rows("PRAGMA freelist_count")
             await database.checkpoint()
@@ -54,11 +79,11 @@ class LogPruner:
             self._open = None
 
 
-async def _prune(transaction: Transaction, through: Sequence, older_than_ms: int) -> bool:
+async def _prune(transaction: Transaction, due: Due) -> bool:
     candidates = await transaction.rows(
         "SELECT sequence, length(body) FROM bodies JOIN mutations USING (sequence) "
-        "WHERE sequence <= ? AND created_ms < ? ORDER BY sequence LIMIT ?",
-        (through, older_than_ms, SLICE_ROWS),
+        "WHERE sequence <= ? AND (created_ms < ? OR (created_ms > ? AND sequence <= ?)) ORDER BY sequence LIMIT ?",
+        (due.through, due.bodies_before_ms, due.ahead_ms, due.bodies_forgotten, SLICE_ROWS),
     )
     last, size = 0, 0
     for sequence, length in candidates:
@@ -72,15 +97,23 @@ async def _prune(transaction: Transaction, through: Sequence, older_than_ms: int
     return True
 
 
-async def _expire(transaction: Transaction, expired_ms: int) -> bool:
+async def _expire(transaction: Transaction, due: Due) -> bool:
     """Rows go oldest first and only behind their bodies; the last row stays, as the anchor of the chain."""
     gone = await transaction.rows(
         "DELETE FROM mutations WHERE sequence IN (SELECT mutations.sequence FROM mutations, head "
         "WHERE mutations.sequence <= head.pruned_through AND mutations.sequence < head.sequence "
-        "AND mutations.created_ms < ? ORDER BY mutations.sequence LIMIT ?) RETURNING sequence",
-        (expired_ms, SLICE_ROWS),
+        "AND (mutations.created_ms < ? OR (mutations.created_ms > ? AND mutations.sequence <= ?)) "
+        "ORDER BY mutations.sequence LIMIT ?) RETURNING sequence, created_ms",
+        (due.rows_before_ms, due.ahead_ms, due.rows_forgotten, SLICE_ROWS),
     )
     await transaction.rows(
         "DELETE FROM idempotency WHERE created_ms < (SELECT created_ms FROM head) - ?", (IDEMPOTENCY_MS,)
     )
+    if gone:
+        # Where the head's time stands still, ahead of ours, keys go with the rows of their mutations.
+        sequence, created_ms = max(gone)
+        await transaction.rows(
+            "DELETE FROM idempotency WHERE created_ms > ? AND created_ms <= ? AND sequence <= ?",
+            (due.ahead_ms, created_ms, sequence),
+        )
     return bool(gone)

@@ -30,10 +30,9 @@ from storage.backends.sqlite.state import (
 from storage.backends.sqlite.sums import Change, Sums, checksum, index_of, sums_of
 from storage.records import MutationState, Sequence
 
-EXPIRED_SQL = (
-    "SELECT id, label, added, removed, removed_ms FROM vectors WHERE removed > 0 AND removed_ms < ? "
-    "AND (removed_ms, removed, id, label) > (?, ?, ?, ?) ORDER BY removed_ms, removed, id, label LIMIT 10000"
-)
+EXPIRED = "removed > 0 AND removed_ms < ?"
+OVERTAKEN = "removed > 0 AND removed_ms > ? AND removed <= ?"
+"""Removed by a clock that was ahead of ours, before something that is old by ours."""
 
 
 class StateWriter:
@@ -188,8 +187,11 @@ class StateWriter:
 
         await self.database.at_once(work)
 
-    async def forget(self, epoch: int, *, removed_before_ms: int, outcomes_through: int) -> None:
-        """Drop versions that no cursor can see any more, and outcomes too old to be asked for. Raises LeaseLost."""
+    async def forget(self, epoch: int, *, removed_before_ms: int, outcomes_through: int, ahead_ms: int) -> None:
+        """Drop versions that no cursor can see any more, and outcomes too old to be asked for. Raises LeaseLost.
+
+        A version that was removed after `ahead_ms`, by a clock that was wrong, goes with those removed after it.
+        """
 
         def work(statements: Statements) -> None:
             _compare(statements, epoch)
@@ -200,7 +202,8 @@ class StateWriter:
             )
             if horizon:
                 statements.rows("UPDATE progress SET list_horizon = max(list_horizon, ?)", (horizon,))
-                _forget_versions(statements, change, removed_before_ms)
+                _forget_versions(statements, change, EXPIRED, (removed_before_ms,))
+                _forget_versions(statements, change, OVERTAKEN, (ahead_ms, horizon))
             gone = statements.rows("DELETE FROM outcomes WHERE sequence <= ? RETURNING *", (outcomes_through,))
             change.drop("outcomes", gone)
             _settle(statements, change)
@@ -315,13 +318,17 @@ def _settle(statements: Statements, change: Change) -> None:
     )
 
 
-def _forget_versions(statements: Statements, change: Change, removed_before_ms: int) -> None:
+def _forget_versions(statements: Statements, change: Change, condition: str, values: tuple[int, ...]) -> None:
     last: Row = (-1, 0, "", 0)
-    while rows := statements.rows(EXPIRED_SQL, (removed_before_ms, *last)):
+    while rows := statements.rows(
+        f"SELECT id, label, added, removed, removed_ms FROM vectors WHERE {condition} "  # noqa: S608
+        "AND (removed_ms, removed, id, label) > (?, ?, ?, ?) ORDER BY removed_ms, removed, id, label LIMIT 10000",
+        (*values, *last),
+    ):
         change.forget_versions(rows)
         id, label, _, removed, removed_ms = rows[-1]
         last = (removed_ms, removed, id, label)
-    statements.rows("DELETE FROM vectors WHERE removed > 0 AND removed_ms < ?", (removed_before_ms,))
+    statements.rows(f"DELETE FROM vectors WHERE {condition}", values)  # noqa: S608
 
 
 def _write_rows(statements: Statements, effects: Effects, now_ms: int, change: Change) -> None:

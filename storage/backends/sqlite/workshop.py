@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Sequence as Items
 from contextlib import closing, suppress
@@ -24,9 +23,10 @@ from storage.backends.sqlite.folder import DRAFT_PREFIX, DataFolder, IndexFolder
 from storage.backends.sqlite.glance import Glance, glance
 from storage.backends.sqlite.inspection import is_certain
 from storage.backends.sqlite.log import LoggedMutation
-from storage.backends.sqlite.pruning import LogPruner
+from storage.backends.sqlite.pruning import Due, LogPruner
 from storage.backends.sqlite.publishing import StateWriter
 from storage.backends.sqlite.reader import IndexReader, check_age, check_applied
+from storage.backends.sqlite.sightings import Sightings
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader
 from storage.chain import read_witness
 from storage.errors import StateDamaged, StorageError
@@ -50,6 +50,7 @@ class Workshop:
         self.data = data
         self.reserve = Reserve(settings.data, settings.reserve_bytes)
         self._catalogue = catalogue
+        self._trash, self._drafts = Sightings(data.trash), Sightings(data.indexes)
 
     @classmethod
     async def open(cls, settings: Settings) -> Workshop:
@@ -109,13 +110,14 @@ class Workshop:
         A folder that nobody names and that has mutations is an index whose catalogue was lost: it is put aside, for
         somebody to decide. Returns where those are now.
         """
-        known = self._catalogue.ids()
-        for folder in self.data.trash.iterdir():
-            if _age_s(folder) > grace_s:
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self._trash.older(grace_s):
+            shutil.rmtree(folder, ignore_errors=True)
         aside = []
-        for folder in self.data.indexes.iterdir():
-            if folder.name not in known and _age_s(folder) > DRAFT_AGE_S:
+        old = self._drafts.older(DRAFT_AGE_S)
+        # After the folders: one of them may have got its name just now.
+        known = self._catalogue.ids()
+        for folder in old:
+            if folder.name not in known:
                 if folder.name.startswith(DRAFT_PREFIX) or self._is_empty(IndexId(folder.name)):
                     shutil.rmtree(folder, ignore_errors=True)
                 else:
@@ -291,42 +293,54 @@ class WorkIndex:
 
     # Collecting
 
-    async def prune(self, *, through: Sequence, older_than_ms: int, expired_ms: int) -> bool:
+    async def prune(self, due: Due) -> bool:
         """Give back the space of log bodies that are sealed; True when more is left to do.
 
         State is made durable in its file first: the segments it names are from now on the only copy.
         """
         if not await self._writer.database.checkpoint():
             return False
-        return await self._pruner.slice(through=through, older_than_ms=older_than_ms, expired_ms=expired_ms)
+        return await self._pruner.slice(due)
 
-    def has_to_prune(self, *, through: Sequence, older_than_ms: int, expired_ms: int) -> bool:
+    def has_to_prune(self, due: Due) -> bool:
         """Whether `prune` would find something: two small reads, because what is oldest goes first."""
-        oldest_body = self._reader.log.rows(
-            "SELECT created_ms FROM bodies JOIN mutations USING (sequence) WHERE sequence <= ? "
+        bodies = self._reader.log.rows(
+            "SELECT sequence, created_ms FROM bodies JOIN mutations USING (sequence) WHERE sequence <= ? "
             "ORDER BY sequence LIMIT 1",
-            (through,),
+            (due.through,),
         )
-        oldest_row = self._reader.log.rows(
-            "SELECT mutations.created_ms FROM mutations, head WHERE mutations.sequence <= pruned_through "
-            "AND mutations.sequence < head.sequence ORDER BY mutations.sequence LIMIT 1"
+        rows = self._reader.log.rows(
+            "SELECT mutations.sequence, mutations.created_ms FROM mutations, head "
+            "WHERE mutations.sequence <= pruned_through AND mutations.sequence < head.sequence "
+            "ORDER BY mutations.sequence LIMIT 1"
         )
-        return any(ms < older_than_ms for (ms,) in oldest_body) or any(ms < expired_ms for (ms,) in oldest_row)
+        return any(due.takes_body(*row) for row in bodies) or any(due.takes_row(*row) for row in rows)
 
-    async def forget(self, *, removed_before_ms: int, outcomes_before_ms: int) -> None:
-        """Drop what no cursor and no caller can ask for any more."""
+    def forgotten_through(self) -> Sequence:
+        """The newest mutation of those whose outcomes are forgotten, without one that is not."""
+        [(oldest,)] = self._reader.state_reader.rows("SELECT min(sequence) FROM outcomes")
+        return Sequence(self.state().applied if oldest is None else oldest - 1)
+
+    async def forget(self, *, removed_before_ms: int, outcomes_before_ms: int, ahead_ms: int = 1 << 62) -> None:
+        """Drop what no cursor and no caller can ask for any more.
+
+        Times after `ahead_ms` are of a clock that was wrong: what has one is as old as what came after it.
+        """
         reader = self._reader.state_reader
         # What is oldest is looked at first: in most minutes nothing has become old enough.
         removed = reader.rows(
             "SELECT 1 FROM vectors WHERE removed > 0 AND removed_ms < ? LIMIT 1", (removed_before_ms,)
         )
         oldest = reader.rows("SELECT applied_ms FROM outcomes ORDER BY sequence LIMIT 1")
-        if not removed and not any(applied_ms < outcomes_before_ms for (applied_ms,) in oldest):
-            return
-        [(through,)] = reader.rows(
-            "SELECT coalesce(max(sequence), 0) FROM outcomes WHERE applied_ms < ?", (outcomes_before_ms,)
-        )
-        await self._writer.forget(self.epoch, removed_before_ms=removed_before_ms, outcomes_through=through)
+        through = 0
+        if removed or not all(outcomes_before_ms <= applied_ms <= ahead_ms for (applied_ms,) in oldest):
+            [(through,)] = reader.rows(
+                "SELECT coalesce(max(sequence), 0) FROM outcomes WHERE applied_ms < ?", (outcomes_before_ms,)
+            )
+        if removed or through:
+            await self._writer.forget(
+                self.epoch, removed_before_ms=removed_before_ms, outcomes_through=through, ahead_ms=ahead_ms
+            )
 
     async def forget_sealed(self, snapshot: Snapshot) -> None:
         """Drop parts that are sealed, and tombstones of rows that lie nowhere any more."""
@@ -415,10 +429,3 @@ def _segment_row(info: SegmentInfo) -> SegmentRow:
         checksum=info.checksum,
         published_ms=0,
     )
-
-
-def _age_s(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
