@@ -21,6 +21,7 @@ PARTS = {
     "sabotage": "builds that are broken on purpose, each against what must catch it",
     "contract": "requests made from the OpenAPI document: what it allows, what it forbids, what answers look like",
     "syscalls": "killed at every system call that changes a file, on every path",
+    "clocks": "clocks that jump ten years either way, running and between starts",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 

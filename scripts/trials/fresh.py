@@ -31,6 +31,8 @@ INDEX_COUNT = 6
 DIMENSIONS = 32
 IDS = 60
 BATCH_MAX = 3
+CALMER = RESTLESS | {"HEADRACE_SEAL_BYTES": "400000", "HEADRACE_SEAL_MUTATIONS": "800"}
+"""Layouts change every few seconds; more would only take time from the rounds."""
 PROMISE = "what /info names is found on every process"
 ASKED = {"query": 4, "filter": 2, "get": 3, "list": 2}
 POLLED = {"info?latest=true": 5, "info": 4, "wait_for": 1}
@@ -201,7 +203,7 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
     if numbers:
         with (
             tempfile.TemporaryDirectory(prefix="headrace-fresh-", dir=fast_folder()) as folder,
-            crew(Path(folder), services=SERVICES, workers=1, environ=RESTLESS, level="warning") as some,
+            crew(Path(folder), services=SERVICES, workers=1, environ=CALMER, level="warning") as some,
         ):
             asyncio.run(_rounds(some, seed, iter(numbers), note))
     return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]

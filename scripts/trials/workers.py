@@ -42,7 +42,7 @@ from worker.lease import SILENCE_S
 
 SHORT = 4
 FULL = 300
-PER_SESSION = 20
+PER_SESSION = 10
 WORKERS = 3
 SERVICES = 2
 INDEXES = ("one", "two", "three")

@@ -28,8 +28,9 @@ class Refused(Exception):
 class Client:
     """One client of one service. `agent` is what makes it a caller of its own to `/info`."""
 
-    def __init__(self, port: int, agent: str = "") -> None:
+    def __init__(self, port: int, agent: str = "", token: str = "") -> None:
         self._port = port
+        self._token = token
         self._agent = agent
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -40,6 +41,7 @@ class Client:
         kind = "application/x-ndjson" if path.split("?")[0].endswith(("insert", "upsert")) else "application/json"
         head = f"{method} {INDEXES}{path} HTTP/1.1\r\nHost: local\r\nUser-Agent: {self._agent}\r\n"
         head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n" if body else ""
+        head += f"Authorization: Bearer {self._token}\r\n" if self._token else ""
         head += f"Idempotency-Key: {key}\r\n" if key else ""
         try:
             async with asyncio.timeout(within_s):

@@ -66,8 +66,11 @@ def children_of(pid: int) -> list[int]:
 class Member:
     """One supervisor with one child: `serve` or `work`. It keeps its port when it is started again."""
 
-    def __init__(self, name: str, command: str, folder: Path, environ: dict[str, str], level: str) -> None:
+    def __init__(
+        self, name: str, command: str, folder: Path, environ: dict[str, str], level: str, preload: str = ""
+    ) -> None:
         self.name = name
+        self._preload = preload
         self._level = level
         self.port = 0
         self._command = command
@@ -79,7 +82,10 @@ class Member:
     def start(self, environ: dict[str, str] | None = None) -> None:
         """Start it; `heard_ready` waits until it is ready."""
         assert self._process is None
-        command = [*launch("service"), self._command, "--data", str(self._folder / "data")]
+        started = launch("service")
+        if self._preload:
+            started = (*started[:3], "scripts.trials.preloaded", self._preload, *started[3:])
+        command = [*started, self._command, "--data", str(self._folder / "data")]
         command += ["--log-format", "json", "--log-level", self._level]
         if self._command == "serve":
             command += ["--host", "127.0.0.1", "--port", str(self.port)]
@@ -162,8 +168,16 @@ class Crew:
     """Services and workers on one data folder."""
 
     def __init__(
-        self, folder: Path, *, services: int, workers: int, environ: dict[str, str] | None = None, level: str = "info"
+        self,
+        folder: Path,
+        *,
+        services: int,
+        workers: int,
+        environ: dict[str, str] | None = None,
+        level: str = "info",
+        preload: str = "",
     ) -> None:
+        """`preload` names a module of this package that every process imports first."""
         self.folder = folder
         # Sockets and metrics go to a folder of their own; its path is short, as sockets need it.
         self._scratch = tempfile.TemporaryDirectory(prefix="headrace-", dir="/tmp")
@@ -171,8 +185,8 @@ class Crew:
         # What is started here ends with us, however we end.
         ours = {"PYTHONPATH": str(ROOT), "TMPDIR": self._scratch.name, "HEADRACE_STOP_WITH_INPUT": "true"}
         everything = inherited | ours | (environ or {})
-        self.services = [Member(f"service-{n}", "serve", folder, everything, level) for n in range(services)]
-        self.workers = [Member(f"worker-{n}", "work", folder, everything, level) for n in range(workers)]
+        self.services = [Member(f"service-{n}", "serve", folder, everything, level, preload) for n in range(services)]
+        self.workers = [Member(f"worker-{n}", "work", folder, everything, level, preload) for n in range(workers)]
 
     @property
     def members(self) -> list[Member]:
@@ -236,10 +250,16 @@ def wait_until(what: str, holds: Callable[[], object], patience_s: float = PATIE
 
 @contextlib.contextmanager
 def crew(
-    folder: Path, *, services: int, workers: int, environ: dict[str, str] | None = None, level: str = "info"
+    folder: Path,
+    *,
+    services: int,
+    workers: int,
+    environ: dict[str, str] | None = None,
+    level: str = "info",
+    preload: str = "",
 ) -> Iterator[Crew]:
     """A crew that is ready; nothing of it runs after the block."""
-    some = Crew(folder, services=services, workers=workers, environ=environ, level=level)
+    some = Crew(folder, services=services, workers=workers, environ=environ, level=level, preload=preload)
     # Ended from outside, by `timeout` say, it cleans up as well.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
