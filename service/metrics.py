@@ -64,6 +64,16 @@ class IndexFigures(Collector):
             "The age of the oldest mutation that is not applied.",
             ((spec, m.lag_ms / 1000) for spec, m in self._measured),
         )
+        yield self._gauge(
+            "headrace_mutations_set_aside",
+            "Mutations that failed for good, of those that are remembered.",
+            ((spec, m.set_aside) for spec, m in self._measured),
+        )
+        yield self._gauge(
+            "headrace_bounded_builds",
+            "Kinds of builds that did not fit the memory and go on in smaller pieces.",
+            ((spec, m.bounded_builds) for spec, m in self._measured),
+        )
         yield self._bytes()
 
     def _gauge(self, name: str, text: str, samples: Iterable[tuple[IndexSpec, float]]) -> GaugeMetricFamily:

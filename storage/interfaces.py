@@ -66,6 +66,27 @@ class Health:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A mutation that failed for good, and why."""
+
+    id: MutationId
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What an operator should know of an index that works.
+
+    `set_aside` names the newest of the mutations that failed for good, newest first; `bounded_builds` has for each
+    kind of build that did not fit the memory how many bytes of vectors it takes at once since.
+    """
+
+    set_aside: tuple[SetAside, ...]
+    set_aside_count: int
+    bounded_builds: Mapping[str, int]
+
+
 class Tokens(Protocol):
     """The tokens of the service, as every request asks for them: without waiting, and no older than 250 ms."""
 
@@ -140,6 +161,9 @@ class Store(Protocol):
     async def list_page(self, spec: IndexSpec, request: ListRequest) -> ListPage:
         """A page of ids. Raises CursorInvalid, CursorExpired."""
 
+    async def trouble(self, spec: IndexSpec) -> Trouble:
+        """What does not go as it should in an index that works."""
+
     async def health(self) -> Health:
         """What keeps the store from serving: pending migrations, a database that cannot be written, a late worker."""
 
@@ -158,4 +182,6 @@ class Measures:
     segments: int
     queue_depth: int
     lag_ms: int
+    set_aside: int
+    bounded_builds: int
     bytes: dict[str, int]

@@ -27,4 +27,5 @@ WRITE_TO_VISIBLE = Histogram(
 SEALS = Counter("headrace_seals_total", "Tails that became a segment.")
 SCRUBS = Counter("headrace_scrubs_total", "Indexes that were read again from end to end.")
 SCRUB_FINDINGS = Counter("headrace_scrub_findings_total", "What scrubs found damaged.", ("part",))
+BUILDS_FAILED = Counter("headrace_builds_failed_total", "Seals, merges and back-fills that ended without a result.")
 MERGES = Counter("headrace_merges_total", "Merges of segments into one.")

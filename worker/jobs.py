@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +24,18 @@ from storage.segment.format import SegmentInfo
 ANSWER_BYTES_MAX = 1024 * 1024
 
 
+NO_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "can't start new thread")
+
+
 class BuildFailed(Exception):
-    """The builder ended without an answer; the message has what it printed last."""
+    """The builder ended without an answer; the message has what it printed last.
+
+    `is_too_large` says that it was killed, or that it said it had no memory.
+    """
+
+    def __init__(self, message: str, *, is_too_large: bool = False) -> None:
+        super().__init__(message)
+        self.is_too_large = is_too_large
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +123,10 @@ async def run_builder(job: BuildJob) -> BuildAnswer:
             await builder.wait()
     if builder.returncode != 0:
         said = errors.decode(errors="replace").strip().splitlines()
-        raise BuildFailed(f"{job.kind} of index {job.index} ended with {builder.returncode}: {said[-1:] or 'silently'}")
+        raise BuildFailed(
+            f"{job.kind} of index {job.index} ended with {builder.returncode}: {said[-1:] or 'silently'}",
+            is_too_large=builder.returncode == -signal.SIGKILL or any(sign in "".join(said[-1:]) for sign in NO_MEMORY),
+        )
     return BuildAnswer.from_text(answer)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import accumulate
@@ -74,6 +75,19 @@ class Backfill:
 Job = Seal | Merge | Backfill
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How much may be built at once, in bytes of vectors; `row_bytes` are those of one."""
+
+    row_bytes: int = 0
+    seal: float = math.inf
+    merge: float = math.inf
+    backfill: float = math.inf
+
+
+UNBOUNDED = Bounds()
+
+
 def due(
     tail: TailFacts,
     segments: Items[SegmentFacts],
@@ -81,15 +95,30 @@ def due(
     *,
     idle_ms: int,
     settings: Settings,
+    bounds: Bounds = UNBOUNDED,
 ) -> Job | None:
-    """The most urgent job, or None when the index is as it should be."""
+    """The most urgent job, or None when the index is as it should be, or as near to it as `bounds` allow."""
     if _seal_is_due(tail, idle_ms, settings):
-        return Seal(_piece(tail, len(segments), settings))
+        return Seal(_fitting(tail, _piece(tail, len(segments), settings), bounds))
     for segment in segments:
         for index in metadata_indexes:
-            if index.id not in segment.columns:
+            if index.id not in segment.columns and segment.rows * bounds.row_bytes <= bounds.backfill:
                 return Backfill(segment.name, index)
-    return _merge(segments, idle_ms, settings)
+    for inputs in _merges(segments, idle_ms, settings):
+        if fitting := _fitting_inputs(inputs, bounds):
+            return Merge(tuple(segment.name for segment in fitting))
+    return None
+
+
+def bytes_of(job: Job, tail: TailFacts, segments: Items[SegmentFacts], bounds: Bounds) -> int:
+    """The bytes of vectors that go into a job."""
+    match job:
+        case Seal(through):
+            return sum(size for sequence, size in tail.parts if sequence <= through)
+        case Merge(inputs):
+            return sum(_live(segment) for segment in segments if segment.name in inputs) * bounds.row_bytes
+        case Backfill(name, _):
+            return sum(segment.rows for segment in segments if segment.name == name) * bounds.row_bytes
 
 
 def due_after_ms(tail: TailFacts, segments: Items[SegmentFacts], *, settings: Settings) -> tuple[int, ...]:
@@ -125,15 +154,38 @@ def _piece(tail: TailFacts, segments: int, settings: Settings) -> Sequence:
     return next(sequence for (sequence, _), end in zip(tail.parts, ends, strict=True) if end >= enough)
 
 
-def _merge(segments: Items[SegmentFacts], idle_ms: int, settings: Settings) -> Merge | None:
+def _fitting(tail: TailFacts, through: Sequence, bounds: Bounds) -> Sequence:
+    """As far as that, or no further than fits; at least one mutation, which cannot be divided."""
+    ends = accumulate(size for _, size in tail.parts)
+    fitting = [sequence for (sequence, _), end in zip(tail.parts, ends, strict=True) if end <= bounds.seal]
+    if len(fitting) == len(tail.parts):
+        return through
+    return min(through, fitting[-1] if fitting else tail.parts[0][0])
+
+
+def _merges(segments: Items[SegmentFacts], idle_ms: int, settings: Settings) -> Iterator[Items[SegmentFacts]]:
+    """What should be merged, the most urgent first."""
     for segment in segments:
         if segment.is_damaged or segment.dead > segment.rows * settings.dead_share_max:
-            return Merge((segment.name,))
+            yield [segment]
     if len(segments) > 1 and idle_ms >= settings.merge_idle_ms:
-        return Merge(tuple(segment.name for segment in segments))
-    if len(segments) <= settings.segments_max:
-        return None
-    return Merge(tuple(segment.name for segment in _smallest_tier(segments, settings.merge_ratio)))
+        yield segments
+    if len(segments) > settings.segments_max:
+        yield _smallest_tier(segments, settings.merge_ratio)
+
+
+def _fitting_inputs(inputs: Items[SegmentFacts], bounds: Bounds) -> Items[SegmentFacts]:
+    """The smallest of them, as many as fit together; none where what is left would change nothing."""
+    by_size = sorted(inputs, key=_live)
+    ends = accumulate(_live(segment) * bounds.row_bytes for segment in by_size)
+    fitting = {segment.name for segment, end in zip(by_size, ends, strict=True) if end <= bounds.merge}
+    if len(fitting) < min(len(inputs), 2):
+        return ()
+    return [segment for segment in inputs if segment.name in fitting]
+
+
+def _live(segment: SegmentFacts) -> int:
+    return segment.rows - segment.dead
 
 
 def _smallest_tier(segments: Items[SegmentFacts], ratio: int) -> Items[SegmentFacts]:

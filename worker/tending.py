@@ -20,12 +20,25 @@ from storage.errors import StorageError
 from storage.records import IndexId, MetadataIndex, Sequence
 from storage.segment.read import OpenSegment
 from storage.settings import Settings
-from storage.telemetry import MERGES, SEALS
+from storage.telemetry import BUILDS_FAILED, MERGES, SEALS
 from worker.apply import POISON, apply_next
 from worker.collect import Collector
+from worker.fitting import Fitting
 from worker.jobs import BuildAnswer, BuildFailed, BuildJob, run_builder
 from worker.lease import Registration
-from worker.policy import Backfill, Job, Merge, Seal, SegmentFacts, TailFacts, due, due_after_ms, tail_is_over
+from worker.policy import (
+    Backfill,
+    Bounds,
+    Job,
+    Merge,
+    Seal,
+    SegmentFacts,
+    TailFacts,
+    bytes_of,
+    due,
+    due_after_ms,
+    tail_is_over,
+)
 from worker.scrub import Scrubber
 
 log = structlog.get_logger()
@@ -72,6 +85,7 @@ class Tending:
         self._stopping = False
         self._due_at = time.monotonic()
         self._has_orphans = False
+        self._fitting = Fitting(index.folder.path)
         self._is_built = False
         """Whether nothing will be due to be built until somebody writes."""
 
@@ -141,6 +155,7 @@ class Tending:
         self._careful = bool(found.owner)
         log.info("lease.taken", index=self.index.spec.id, epoch=self.index.epoch, from_worker=found.owner)
         self._has_orphans = True
+        self._fitting.take_up()
         return True
 
     async def _apply_all(self) -> None:
@@ -179,9 +194,11 @@ class Tending:
         # A small index has no segments, and then nothing here needs its snapshot in memory.
         facts = await self._segments() if segments else []
         idle_ms = round((now - self._wrote_at) * 1000)
-        job = due(tail, facts, self.index.metadata_indexes(), idle_ms=idle_ms, settings=self._settings)
+        indexes, bounds = self.index.metadata_indexes(), self._bounds()
+        job = due(tail, facts, indexes, idle_ms=idle_ms, settings=self._settings, bounds=bounds)
         if job is not None:
-            self._build = asyncio.create_task(self._run(job), name="build")
+            size = bytes_of(job, tail, facts, bounds)
+            self._build = asyncio.create_task(self._run(job, size), name="build")
             self._build.add_done_callback(lambda _: None if self._stopping else self._wanted())
             return math.inf
         waits_ms = due_after_ms(tail, facts, settings=self._settings)
@@ -221,14 +238,19 @@ class Tending:
                 )
         return facts
 
-    async def _run(self, job: Job) -> None:
-        """Build, publish, ring; a failure is told and tried again later."""
+    def _bounds(self) -> Bounds:
+        fits = self._fitting.bytes_max
+        row_bytes = 4 * self.index.spec.config.dimensions
+        return Bounds(row_bytes=row_bytes, seal=fits("seal"), merge=fits("merge"), backfill=fits("backfill"))
+
+    async def _run(self, job: Job, size: int) -> None:
+        """Build, publish, ring; a failure is told and tried again later, with less where it was too much."""
         try:
             async with self._builders:
                 if not self.index.epoch:
                     return
                 started, epoch = time.monotonic(), self.index.epoch
-                answer = await run_builder(self._order(job))
+                answer = await self._built(self._order(job), size)
             await self._publish(job, answer, epoch)
         except (BuildFailed, ManifestMoved, StorageError) as error:
             log.error("build.failed", index=self.index.spec.id, job=type(job).__name__.lower(), reason=str(error))
@@ -246,6 +268,19 @@ class Tending:
                 seconds=round(time.monotonic() - started, 3),
             )
             self._published()
+
+    async def _built(self, order: BuildJob, size: int) -> BuildAnswer:
+        self._fitting.begin(order.kind, size)
+        try:
+            return await run_builder(order)
+        except BuildFailed as error:
+            BUILDS_FAILED.inc()
+            if error.is_too_large:
+                self._fitting.fail(str(error))
+                self._build_retry_s = BUILD_RETRY_S
+            raise
+        finally:
+            self._fitting.end()
 
     def _order(self, job: Job) -> BuildJob:
         through = Sequence(0)

@@ -48,6 +48,8 @@ CALLS = {
 }
 DEATHS_MAX = 3
 """How often a process may die of one fault."""
+KEEP = "HEADRACE_TRIALS_KEEP"
+"""What the logs of the servers are kept as, for whoever looks for a cause: this, and the number of the block."""
 ATTACH_S = 20.0
 
 
@@ -159,8 +161,8 @@ def _block(numbers: range, seed: int) -> Iterator[Trial]:
                     if trial.is_violation:
                         return  # What comes after it would only say the same.
         finally:
-            if keep := os.environ.get("HEADRACE_TRIALS_KEEP"):
-                shutil.copytree(folder, f"{keep}-{numbers[0]}", dirs_exist_ok=True)
+            if keep := os.environ.get(KEEP):
+                shutil.copyfile(folder / "log.jsonl", f"{keep}-{numbers[0]}.jsonl")
 
 
 def _trial(program: Program, load: Load, number: int, seed: int) -> Trial:

@@ -36,6 +36,8 @@ PROMISE = "a full disk: reads and deletes go on, writes resume by themselves"
 START = 1_000_000
 """What is added to the number of a cycle for the start on a full disk that follows it."""
 START_PROMISE = "a start on a full disk: reads are answered"
+KEEP = "HEADRACE_TRIALS_KEEP"
+"""What the logs of the servers are kept as, for whoever looks for a cause: this, and the number of the block."""
 INSIDE = "HEADRACE_TRIALS_INSIDE"
 """Set where this runs in a name space of its own."""
 
@@ -112,8 +114,8 @@ def _block(numbers: range, seed: int) -> Iterator[Trial]:
             with running(folder, environ=UP | {"HEADRACE_RESERVE_BYTES": str(RESERVE_BYTES)}) as program:
                 yield from _cycles(program, Disk(folder / "data"), numbers, seed)
         finally:
-            if os.environ.get("HEADRACE_TRIALS_KEEP"):
-                shutil.copytree(folder, os.environ["HEADRACE_TRIALS_KEEP"], dirs_exist_ok=True, symlinks=True)
+            if keep := os.environ.get(KEEP):
+                shutil.copyfile(folder / "log.jsonl", f"{keep}-{numbers[0]}.jsonl")
             _unmount(folder / "data")
 
 

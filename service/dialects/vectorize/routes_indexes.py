@@ -17,6 +17,7 @@ from service.dialects.vectorize.parameters import account_of, flag_parameter, in
 from service.dialects.vectorize.reading import json_model
 from service.dialects.vectorize.writes import caller_of
 from service.keys import CALLER_NAMES, INDEX_NAME, SETTINGS, STORE, TOKEN
+from storage.interfaces import Trouble
 from storage.records import IndexSpec, MutationId, Progress
 from storage.tokens import Scope
 
@@ -76,7 +77,18 @@ async def info(request: web.Request) -> web.Response:
         processed_id, processed_ms = named
         answer["processedUpToDatetime"] = millis_text(processed_ms)
         answer["processedUpToMutation"] = processed_id
-    return success(answer, messages=messages)
+    return success(answer | _told(await request.app[STORE].trouble(spec)), messages=messages)
+
+
+def _told(trouble: Trouble) -> dict[str, object]:
+    """What the live service never says: keys that are there only when something is wrong."""
+    told: dict[str, object] = {}
+    if trouble.set_aside_count:
+        mutations = [{"mutationId": one.id, "error": one.error} for one in trouble.set_aside]
+        told["setAside"] = {"count": trouble.set_aside_count, "mutations": mutations}
+    if trouble.bounded_builds:
+        told["boundedBuilds"] = dict(trouble.bounded_builds)
+    return told
 
 
 async def _wait_for(request: web.Request, spec: IndexSpec) -> tuple[Message, ...]:

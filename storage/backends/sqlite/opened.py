@@ -17,6 +17,7 @@ from storage.backends.sqlite.catalogue import Catalogue
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.log import Log
 from storage.backends.sqlite.reader import IndexReader
+from storage.backends.sqlite.trouble import Troubles
 from storage.chain import Head
 from storage.errors import Damaged, IndexDeleted, StoreFailed
 from storage.records import IndexId, IndexSpec
@@ -34,6 +35,7 @@ class OpenIndex:
         self.spec = spec
         self.folder = folder
         self.reader = IndexReader(spec, folder)
+        self.troubles = Troubles(folder)
         self.users = 0
         self.used_at = time.monotonic()
         self.is_dropped = False

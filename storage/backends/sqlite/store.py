@@ -34,7 +34,7 @@ from storage.errors import (
     StorageError,
     VectorLimitReached,
 )
-from storage.interfaces import Health, ListPage, ListRequest, Measures
+from storage.interfaces import Health, ListPage, ListRequest, Measures, Trouble
 from storage.limits import Limits
 from storage.records import (
     AccountId,
@@ -282,6 +282,11 @@ class SqliteStore:
             return await self._listing.page(index.reader, request, time.time_ns() // 1_000_000)
 
     # Operation
+
+    async def trouble(self, spec: IndexSpec) -> Trouble:
+        """Asked with every `/info`: it looks at what is new."""
+        async with self._indexes.using(spec) as index:
+            return await index.troubles.now(index.reader)
 
     async def health(self) -> Health:
         """Asked often, looked at every two seconds."""
