@@ -58,6 +58,11 @@ def _index(data: DataFolder, row: Row, settings: Settings, *, mend: bool) -> int
     if not findings:
         _say(f"{account}/{name}: whole")
         return 0
+    if all(finding.is_unbuilt for finding in findings):
+        segments = len({finding.segment for finding in findings})
+        _say(f"{account}/{name}: whole; graphs and columns of {segments} segments are to be built, as after a restore")
+        _say(f"    {ADVICE[Part.DERIVED]}")
+        return 0
     _say(f"{account}/{name}: DAMAGED ({id})")
     for finding in findings:
         _say(f"    {finding.part}: {finding.message}")

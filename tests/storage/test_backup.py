@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.commands.doctor import run_doctor
 from storage.backends.sqlite.archive import MANIFEST, KeptFile, pack_manifest, unpack_manifest
 from storage.backends.sqlite.backup import back_up
 from storage.backends.sqlite.database import Reader
@@ -143,6 +144,22 @@ async def test_no_graph_is_in_a_backup_and_one_is_built_after_the_restore(small,
     async with running_on(replace(small, data=tmp_path / "restored")) as restored:
         assert await everything(restored) == expected
         await until_graph(tmp_path / "restored")
+
+
+async def test_after_a_restore_doctor_finds_nothing_wrong_with_what_is_not_built_yet(small, tmp_path, capsys):
+    async with running_on(small) as running:
+        await fill(running)
+        await until_graph(small.data)
+        await asyncio.to_thread(back_up, DataFolder(small.data), tmp_path / "backup", program="test")
+    restored = replace(small, data=tmp_path / "restored")
+    restore(tmp_path / "backup", restored.data)
+
+    assert run_doctor(restored, mend=False) == 0
+    assert "to be built" in capsys.readouterr().out
+    [graph, *_] = small.data.rglob("graph.usearch")
+    graph.chmod(0o600)
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert run_doctor(small, mend=False) == 1
 
 
 async def until_graph(data: Path) -> None:

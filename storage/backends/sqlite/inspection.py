@@ -58,6 +58,8 @@ class Finding:
     segment: str = ""
     is_certain: bool = True
     """Whether it can be nothing but damage: what cannot be read now may be read another time."""
+    is_unbuilt: bool = False
+    """Whether it is a derived file that is not there, as a restore leaves it: a worker will build it."""
 
     def shortened(self) -> Finding:
         """As it goes into a log: not every one of a million mutations."""
@@ -294,17 +296,20 @@ def _inspect_segments(
         if not any(damage.primary for damage in damages):
             opened.append((row, document))
     for column in manifest.columns:
-        reason = difference(folder.segments / column.segment / column.file, column.checksum)
+        path = folder.segments / column.segment / column.file
+        reason = difference(path, column.checksum)
         if reason:
             message = f"segment {column.segment}: {column.file} {reason}"
-            findings.append(Finding(Part.DERIVED, message, segment=column.segment))
+            findings.append(Finding(Part.DERIVED, message, segment=column.segment, is_unbuilt=not path.exists()))
     return opened, findings
 
 
 def _of_damage(path: Path, document: SegmentDocument, damage: Damage) -> Finding:
     if damage.primary:
         return Finding(Part.SEGMENT, str(refuse(path, document, (damage,))), segment=path.name)
-    return Finding(Part.DERIVED, f"segment {path.name}: {damage.file} {damage.reason}", segment=path.name)
+    is_unbuilt = not (path / damage.file).exists()
+    message = f"segment {path.name}: {damage.file} {damage.reason}"
+    return Finding(Part.DERIVED, message, segment=path.name, is_unbuilt=is_unbuilt)
 
 
 def _compare_rows(
