@@ -24,6 +24,7 @@ PARTS = {
     "fuzz": "every parser of foreign bytes under atheris; a trial is a second of each",
     "syscalls": "killed at every system call that changes a file, on every path",
     "clocks": "clocks that jump ten years either way, running and between starts",
+    "crash": "killed at random under load: service, worker, builders, backups, or all of them",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""
 

@@ -47,10 +47,10 @@ START_S = 60.0
 END_S = 20.0
 _PR_SET_PDEATHSIG = 1
 
-_forkserver = multiprocessing.get_context("forkserver")
-_broken = os.environ.get(PRELOAD, "")
-_forkserver.set_forkserver_preload(
-    [*([f"scripts.trials.{_broken}"] if _broken else []), __name__, "service.process", "worker.process"]
+forkserver = multiprocessing.get_context("forkserver")
+BROKEN = os.environ.get(PRELOAD, "")
+forkserver.set_forkserver_preload(
+    [*([f"scripts.trials.{BROKEN}"] if BROKEN else []), __name__, "service.process", "worker.process"]
 )
 
 
@@ -78,9 +78,9 @@ class Crew:
         """Start those, or all, and wait until they are ready. Raises Broken when one ends instead."""
         heard = {}
         for name in names or self.names:
-            hear, say = _forkserver.Pipe(duplex=False)
-            process = _forkserver.Process(
-                target=_live, args=(name, self._settings, self._listener, say, str(self._log), _broken), daemon=True
+            hear, say = forkserver.Pipe(duplex=False)
+            process = forkserver.Process(
+                target=_live, args=(name, self._settings, self._listener, say, str(self._log), BROKEN), daemon=True
             )
             process.start()
             say.close()
@@ -117,6 +117,14 @@ class Crew:
                 if process.exitcode != 0:
                     process.kill()
                     raise Broken(f"{name} ended with {process.exitcode}: {self._log.read_text()[-1500:]}")
+
+    def children(self, name: str) -> list[int]:
+        """What a process has started: the builders of a worker."""
+        process = self._processes.get(name)
+        if process is None or process.pid is None:
+            return []
+        found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        return [int(pid) for pid in found.read_text().split()] if found.exists() else []
 
     def fallen(self) -> list[str]:
         """Those that ended without having been asked to."""

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,8 @@ LOAD_S = (0.02, 0.7)
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the cuts that were not done yet. A replay does those of the same file system before it as well."""
+    # Whoever ends this early must not find the disk still mounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     journal = Journal(results / f"power-{seed}.jsonl")
     done = {} if replay is not None else journal.done()
     wanted = range(replay - replay % CUTS, replay + 1) if replay is not None else range(trials)

@@ -1,0 +1,236 @@
+"""Random kills of the service, of the worker, of builders and backups, or of all of them, under load.
+
+Writers of every kind of mutation, metadata indexes, indexes that come and go, walks of the list and now and then a
+backup go on all the time, while seals, merges and collecting do. After some kills the load rests, and everything is
+compared with the model: nothing acknowledged is lost, nothing is there that nobody wrote, all of it once and in order.
+Most folders have processes of their own, which start again at once; every tenth a whole `headrace up`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+
+import orjson
+
+from scripts.trials.crash_backups import Backups
+from scripts.trials.crash_check import Checker
+from scripts.trials.crash_load import Api, Broken, Line, Load, check, until
+from scripts.trials.crash_processes import SETTINGS, WORKER, Crew
+from scripts.trials.crash_writes import DIMENSIONS
+from scripts.trials.report import Journal, Trial
+from scripts.trials.subject import launch
+from storage.backends.sqlite.folder import DataFolder
+from storage.backends.sqlite.inspection import inspect_index
+from storage.records import IndexId
+from storage.settings import Settings
+from tests.contract.program import Program, is_alive, running
+
+SHORT = 20
+FULL = 3_000
+KILLS = 20
+"""Kills of one data folder; then another is made."""
+CHECKED = 5
+"""Everything is compared after so many."""
+SUPERVISED = 10
+"""One folder of so many is that of a `headrace up`."""
+CREATE = {"name": "docs", "config": {"dimensions": DIMENSIONS, "metric": "euclidean"}}
+
+
+def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
+    """Do the kills that were not done yet. A replay does all of the same folder."""
+    journal = Journal(results / f"crash-{seed}.jsonl")
+    done = {} if replay is not None else journal.done()
+    wanted = range(replay - replay % KILLS, replay + 1) if replay is not None else range(trials)
+    for block, numbers in itertools.groupby(wanted, lambda number: number // KILLS):
+        left = [number for number in numbers if number not in done]
+        kills = supervised_kills if block % SUPERVISED == SUPERVISED - 1 else _kills
+        while left:
+            with tempfile.TemporaryDirectory(prefix="headrace-crash-", dir=_fast_folder()) as scratch:
+                for trial in kills(Path(scratch), seed, left):
+                    left = left[1:]
+                    done[trial.number] = trial
+                    if replay is None:
+                        journal.add(trial)
+                    if trial.is_violation:
+                        shutil.copytree(scratch, results / f"crash-{seed}-{trial.number}", dirs_exist_ok=True)
+                        sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
+    return [trial for number, trial in sorted(done.items()) if number in wanted]
+
+
+def _fast_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+class _Verdicts:
+    """Kills whose outcome is known when everything is compared next."""
+
+    def __init__(self, promise: str) -> None:
+        self._promise = promise
+        self._waiting: list[tuple[int, str]] = []
+        self._started = time.monotonic()
+
+    def add(self, number: int, what: str) -> None:
+        self._waiting.append((number, what))
+
+    def given(self, verdict: str, note: str) -> Iterator[Trial]:
+        """A violation is that of the last kill before it was seen; which it was, nobody knows."""
+        took = round((time.monotonic() - self._started) / max(1, len(self._waiting)), 3)
+        for place, (number, what) in enumerate(self._waiting):
+            is_last = place == len(self._waiting) - 1
+            outcome, told = (verdict, note) if is_last else ("kept", "")
+            yield Trial(number=number, promise=self._promise, what=what, verdict=outcome, seconds=took, note=told)
+        self._waiting, self._started = [], time.monotonic()
+
+
+def _kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
+    """Kills of a worker, two services and what they started, on one folder. After a violation there is no other."""
+    verdicts = _Verdicts("killed at random")
+    with Crew(folder / "data", folder / "log", services=2) as crew:
+        api, backups = Api(crew.line), Backups(folder)
+        load, checker = Load(crew.line), Checker(api)
+        try:
+            crew.start()
+            api.call("POST", "", orjson.dumps(CREATE))
+            with load.running(seed * 100_003 + numbers[0]):
+                for number in numbers:
+                    dice = random.Random(seed * 1_000_003 + number)
+                    load.resume()
+                    backups.go_on(load, dice)
+                    time.sleep(dice.uniform(0.0, 0.4))
+                    check(not crew.fallen(), f"nothing ends by itself: {crew.fallen()}")
+                    verdicts.add(number, _kill(crew, backups, dice))
+                    if (number + 1) % CHECKED == 0 and number != numbers[-1]:
+                        load.pause()
+                        checker.all(load)
+                        yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks")
+                load.pause()
+                checker.all(load)
+            _at_the_end(folder, crew, load, checker, backups)
+            yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks, {backups.done} backups")
+        except Broken as error:
+            yield from verdicts.given("broken promise", str(error)[:2000])
+        finally:
+            backups.close()
+
+
+def _kill(crew: Crew, backups: Backups, dice: random.Random) -> str:
+    """Kill something and start it again; says what it was."""
+    victim = dice.choice([WORKER, WORKER, "service-1", "service-2", "everything", "everything", "builder", "backup"])
+    match victim:
+        case "builder":
+            for pid in crew.children(WORKER):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        case "backup":
+            backups.kill()
+        case "everything":
+            crew.kill(*crew.names)
+            time.sleep(dice.uniform(0.0, 0.05))
+            crew.start(*dice.sample(crew.names, len(crew.names)))
+        case _:
+            crew.kill(victim)
+            time.sleep(dice.uniform(0.0, 0.1))
+            crew.start(victim)
+    return f"killed {victim}"
+
+
+def _at_the_end(folder: Path, crew: Crew, load: Load, checker: Checker, backups: Backups) -> None:
+    """A clean stop changes nothing, all of it is whole, and so is what was backed up on the way."""
+    crew.line.is_over = False
+    crew.stop()
+    _inspect(folder / "data")
+    crew.start()
+    checker.all(load)
+    crew.stop()
+    backups.check(load)
+
+
+def _inspect(data: Path) -> None:
+    for path in DataFolder(data).indexes.iterdir():
+        if (path / "log.db").exists():
+            findings = inspect_index(DataFolder(data).index(IndexId(path.name)))
+            check(not findings, f"nothing is damaged: {findings[:2]}")
+
+
+def as_environ(settings: Settings) -> dict[str, str]:
+    """The variables that make those settings, where they are not the defaults."""
+    usual = Settings()
+    names = [one.name for one in fields(Settings) if one.name not in ("data", "limits", "log_format", "log_level")]
+    return {
+        f"HEADRACE_{name.upper()}": str(getattr(settings, name))
+        for name in names
+        if getattr(settings, name) != getattr(usual, name)
+    }
+
+
+def supervised_kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
+    """Kills of the children of a `headrace up`, or of itself. After a violation there is no other."""
+    verdicts = _Verdicts("killed at random, supervised")
+    with running(folder, "--processes", "2", environ=as_environ(SETTINGS), launch=launch("service")) as program:
+        line = Line(program.port)
+        load, checker = Load(line), Checker(Api(line))
+        try:
+            Api(line).call("POST", "", orjson.dumps(CREATE))
+            with load.running(seed * 100_003 + numbers[0]):
+                for number in numbers:
+                    dice = random.Random(seed * 1_000_003 + number)
+                    load.resume()
+                    time.sleep(dice.uniform(0.0, 1.0))
+                    goal = load.count + dice.randrange(1, 30)
+                    until("writes go on after a kill", lambda goal=goal: load.count >= goal or bool(load.failed))  # type: ignore[misc]
+                    verdicts.add(number, _kill_supervised(program, dice))
+                    if (number + 1) % CHECKED == 0:
+                        load.pause()
+                        checker.all(load)
+                        yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks")
+                load.pause()
+                checker.all(load)
+            _after_supervised(program, line, load, checker)
+            _inspect(folder / "data")
+            yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks")
+        except Broken as error:
+            yield from verdicts.given("broken promise", str(error)[:2000])
+
+
+def _after_supervised(program: Program, line: Line, load: Load, checker: Checker) -> None:
+    line.is_over = False
+    check(program.stop() == 0, "the server stops cleanly after all that")
+    halted = [*program.events("index.halted"), *program.events("mutation.failed"), *program.events("index.failed")]
+    check(not halted, f"nothing is damaged: {halted[:2]}")
+    program.start()
+    checker.all(load)
+    check(program.stop() == 0, "the server stops cleanly again")
+
+
+def _kill_supervised(program: Program, dice: random.Random) -> str:
+    """Kill something without a warning, and bring the whole back; says what it was."""
+    victim = dice.choice(["worker", "worker", "service-1", "service-2", "children", "supervisor"])
+    children = [program.child(name) for name in ("worker", "service-1", "service-2")]
+    match victim:
+        case "supervisor":
+            program.end(signal.SIGKILL)
+            until("children end with their supervisor", lambda: not any(is_alive(pid) for pid in children))
+            program.start()
+        case "children":
+            _end(*children)
+        case _:
+            _end(program.child(victim))
+    return f"killed {victim}"
+
+
+def _end(*pids: int) -> None:
+    for pid in pids:
+        if is_alive(pid):  # It may have died in an earlier kill, and its successor is not ready yet.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
