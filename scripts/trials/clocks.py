@@ -159,6 +159,8 @@ class Session:
     async def jump(self, number: int, dice: random.Random) -> str:
         """Set the clock, and see that all goes on. Says what was done."""
         wanted = dice.choice([name for name in JUMPS if name != self._now])
+        if number % PER_SESSION == 0:
+            wanted = "ten years ahead"  # What is worst is in every session, and in the shortest run.
         way = dice.choices(list(WAYS), list(WAYS.values()))[0]
         page = await self._clients[0].call("GET", "/one/list?count=3")
         await self._create(f"extra-{number}")
