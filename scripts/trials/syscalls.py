@@ -1,8 +1,9 @@
 """SIGKILL at every system call that changes a file, of ingest, apply, seal, merge, collect, migration, backup, restore.
 
 Each path is run once to count its calls; then once for each of them, on a fresh copy of the folder, killed right before
-that call. The next start must find everything that was acknowledged, apply what was not, and be as the model is after
-the client has repeated what it got no answer to. A backup is whole or not there; one that was there before stays.
+that call, when everything else has gone on for a moment. The next start must find everything that was acknowledged,
+apply what was not, and be as the model is after the client has repeated what it got no answer to. A backup is whole or
+not there; one that was there before stays.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import platform
 import signal
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +43,7 @@ _SEIZE, _CONT, _LISTEN = 0x4206, 7, 0x4208
 _OPTIONS = 0x2 | 0x4 | 0x8 | 0x10 | 0x80 | 0x100000  # Forks, threads, programs, filtered calls; and die with us.
 _EVENT_SECCOMP, _EVENT_STOP = 7, 128
 _WALL = 0x40000000
+LINGER_S = 0.02
 AT_CWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -113,29 +115,41 @@ class _Tracer:
     def __init__(self, pid: int, root: bytes, kill_at: int, counts: Callable[[str], bool], traced: Traced) -> None:
         self._pid, self._root, self._kill_at, self._counts, self._traced = pid, root, kill_at, counts, traced
         self._known = {pid}
+        self._ends_at: float | None = None
 
     def follow(self) -> None:
         """Until all of them are gone."""
         while True:
             try:
-                task, status = os.waitpid(-1, _WALL)
+                task, status = os.waitpid(-1, _WALL if self._ends_at is None else _WALL | os.WNOHANG)
             except ChildProcessError:
                 return
             except _Late:
                 self._traced.error = "it did not end"
                 self._kill()
                 continue
-            if os.WIFSTOPPED(status):
+            if task == 0:
+                self._linger()
+            elif os.WIFSTOPPED(status):
                 self._known.add(task)
                 self._stopped(task, status)
             elif task == self._pid:
                 self._traced.exit_code = os.waitstatus_to_exitcode(status)
 
+    def _linger(self) -> None:
+        """The call hangs while the others go on for a moment: what is promised too early is heard. Then all die."""
+        assert self._ends_at is not None, "one call is the last"
+        if time.monotonic() < self._ends_at:
+            time.sleep(0.001)
+        else:
+            self._kill()
+            self._ends_at = None
+
     def _stopped(self, task: int, status: int) -> None:
         event, number = status >> 16, os.WSTOPSIG(status)
         if event == _EVENT_SECCOMP and self._is_fatal(task):
-            self._kill()
-            return
+            self._ends_at = time.monotonic() + LINGER_S
+            return  # It stays where it is.
         if event == _EVENT_STOP and number != signal.SIGTRAP:
             _libc.ptrace(_LISTEN, task, None, None)
             return
@@ -143,6 +157,8 @@ class _Tracer:
         _libc.ptrace(_CONT, task, None, ctypes.c_void_p(passed))
 
     def _is_fatal(self, task: int) -> bool:
+        if self._kill_at and len(self._traced.calls) >= self._kill_at:
+            return False
         with suppress(OSError):  # It was killed meanwhile.
             call = _call(task)
             if call and call[1].startswith(self._root + b"/"):
