@@ -152,8 +152,7 @@ class Person:
                 found = (await client.call("POST", self.path("query"), orjson.dumps(query)))["matches"]
                 self._same(found, [id for id in self.rows if self.rows[id] == one.number])
             case _:
-                for id in ids:
-                    await self._nearest(client, id, before.get(id))
+                await self._nearest(client, ids[0], before.get(ids[0]))
 
     async def _nearest(self, client: Client, id: str, before: list[float] | None) -> None:
         """A vector is the nearest to itself; one that is gone is not found where it was."""
