@@ -15,7 +15,7 @@ from scripts.trials.__main__ import PARTS
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "GUARANTEES.md"
 LINK = re.compile(r"\[(test_\w+)\]\((tests/[\w/]+\.py)\)")
-PART = re.compile(r"`scripts/torture (\w+)`")
+PART = re.compile(r"`scripts/torture ([a-z]+)`")
 
 
 def promises() -> dict[str, str]:

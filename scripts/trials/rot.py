@@ -355,7 +355,7 @@ class _Examination:
             writer = Writer(store, store.index(ACCOUNT, name), model)
             try:
                 sequence = await writer.upsert(["v0001", "o1"] if name == "docs" else ["o1"], 990)
-                if not await store.wait_applied(writer.spec, sequence, 5 if name == "other" else 2):
+                if not await store.wait_applied(writer.spec, sequence, 120 if name == "other" else 2):
                     if name == "other":
                         raise _Violated("neighbour", "a write is not applied")
                     self.refused = True

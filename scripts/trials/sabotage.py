@@ -75,7 +75,6 @@ _PARTS = (
     Catcher("sabotage_early_answers", part="power", trials=160),
     Catcher("sabotage_unsynced_files", part="power", trials=320),
     Catcher("sabotage_unchecked_files", part="rot", trials=64),
-    Catcher("sabotage_repeated_names", part="workers", trials=64),
 )
 
 
