@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -23,6 +25,8 @@ from storage.open import open_store
 from storage.settings import Settings
 
 BACKLOG = 1024
+THREAD_START_S = 0.01
+"""A thread that is busy for so long is not taken for the next, which is started then."""
 
 log = structlog.get_logger()
 
@@ -34,11 +38,18 @@ async def run(
 
     Raises what opening the store does. Indexes to create at start are made by the supervisor, once for all processes.
     """
+    await _start_threads()
     store = await open_store(settings)
     try:
         await _serve(create_app(store, settings), settings, sockets, ready, stop)
     finally:
         await store.close()
+
+
+async def _start_threads() -> None:
+    """Start the threads of the loop's executor now: later the loop would stand still until each one runs."""
+    threads = min(32, (os.cpu_count() or 1) + 4)  # As many as asyncio makes.
+    await asyncio.gather(*(asyncio.to_thread(time.sleep, THREAD_START_S) for _ in range(threads)))
 
 
 async def _serve(

@@ -28,8 +28,9 @@ from storage.plan import Plan, PlanKind, Reading
 from storage.records import Metric
 from storage.snapshot import LivePart, Part, Snapshot
 
-LONG_BYTES = 32 * 1024 * 1024
-"""About a millisecond of work, in bytes scanned: more than an event loop should stand still for."""
+LONG_BYTES = 96 * 1024 * 1024
+"""Some three milliseconds of work, in bytes scanned: more than an event loop should stand still for. On a machine whose
+cores are all busy, waking a thread and being woken by it takes longer than the scan of a tail, which is up to this."""
 COLUMN_ROW_BYTES = 16
 """What reading one row of a column or namespace costs, in bytes scanned."""
 METADATA_ROW_BYTES = 16 * 1024

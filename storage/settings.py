@@ -107,7 +107,7 @@ class Settings:
 
     apply_mutations_max: int = 1_000
     """The mutations one apply transaction takes."""
-    apply_bytes_max: int = 64 * MIB
+    apply_bytes_max: int = 8 * MIB
     """The bytes of log bodies one apply transaction takes."""
     seal_bytes: int = 8 * MIB
     """The bytes of the tail, as they lie in the log and dead rows included, at which it is sealed."""
