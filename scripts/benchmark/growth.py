@@ -111,18 +111,32 @@ def settings_of(case: Case) -> Mapping[str, str]:
 
 
 def _loaded(case: Case) -> float:
-    """Make the folder, unless it is there already; how long that took, or 0."""
-    folder, stamp = _folder(case), _folder(case).with_suffix(".stamp")
-    if stamp.exists() and stamp.read_text() == written_by():
+    """Make the folder, unless it is there already; how long that took, or 0 where not all of it was made now.
+
+    A run that was ended while a million vectors were built is gone on with from the vectors that it wrote.
+    """
+    folder = _folder(case)
+    stamp, written = folder.with_suffix(".stamp"), folder.with_suffix(".written")
+    if _is_current(stamp):
         return 0.0
     stamp.unlink(missing_ok=True)
-    print(f"loading {case.data.rows:,} rows for growth ...", flush=True)
+    is_written = _is_current(written)
+    print(f"{'building' if is_written else 'loading'} {case.data.rows:,} rows for growth ...", flush=True)
     begun = time.perf_counter()
-    with running(case.empty(folder.name), processes=1, settings=settings_of(case)) as server:
-        wait_searchable(server, fill(server, case), 1)
+    if not is_written:
+        written.unlink(missing_ok=True)
+        case.empty(folder.name)
+    with running(folder, processes=1, settings=settings_of(case)) as server:
+        if not is_written:
+            wait_searchable(server, fill(server, case), 1)
+            written.write_text(written_by())
         wait_indexed(server, case, segments_max=1)
     stamp.write_text(written_by())
-    return time.perf_counter() - begun
+    return 0.0 if is_written else time.perf_counter() - begun
+
+
+def _is_current(stamp: Path) -> bool:
+    return stamp.exists() and stamp.read_text() == written_by()
 
 
 def _folder(case: Case) -> Path:
