@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from storage.access import is_locked, open_tokens
+from storage.backends.sqlite import tokens
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.tokens import FORGET_AFTER_MS, LOOK_EVERY_S, KnownTokens
 from storage.settings import Settings
@@ -147,7 +148,8 @@ async def test_a_new_token_is_known_at_once_and_a_change_a_quarter_of_a_second_l
         await editor.close()
 
 
-async def test_tokens_that_ended_long_ago_make_room_for_new_ones_and_the_door_stays_locked(tmp_path):
+async def test_tokens_that_ended_long_ago_make_room_for_new_ones_and_the_door_stays_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "TOKENS_MAX", 4)  # Room gets short at half of it.
     editor = await open_tokens(Settings(data=tmp_path / "data"))
     try:
         await editor.add(token("read:a", text="hr_aaaaaaaaaaa1_x", expires_ms=NOW))
@@ -157,5 +159,17 @@ async def test_tokens_that_ended_long_ago_make_room_for_new_ones_and_the_door_st
         await editor.add(last)
 
         assert [one.id for one in await editor.all()] == ["aaaaaaaaaaa2", "aaaaaaaaaaa3"]
+    finally:
+        await editor.close()
+
+
+async def test_a_token_that_is_made_under_a_clock_ahead_takes_no_other_away(tmp_path):
+    editor = await open_tokens(Settings(data=tmp_path / "data"))
+    try:
+        good = token("read:a", text="hr_aaaaaaaaaaa1_x", expires_ms=NOW + 1)
+        await editor.add(good)
+        await editor.add(token("read:a", text="hr_aaaaaaaaaaa2_x", created_ms=NOW + 10 * 365 * 86_400_000))
+
+        assert good in await editor.all()
     finally:
         await editor.close()

@@ -21,7 +21,8 @@ TOKENS_MAX = 10_000
 """What every process can hold in memory, and read again in milliseconds."""
 
 FORGET_AFTER_MS = 90 * 24 * 3_600_000
-"""How long ago a token was revoked or expired when the next one that is made takes its row away."""
+"""How long ago a token was revoked or expired when the next one that is made takes its row away, if room gets short:
+a clock that is years ahead for a moment makes every token look so, and a row that is gone never comes back."""
 
 _FORGET = "DELETE FROM tokens WHERE revoked_ms BETWEEN 1 AND ?1 OR expires_ms BETWEEN 1 AND ?2"
 SELECT = (
@@ -96,14 +97,14 @@ class TokenEditor:
         return {TokenId(id): used_ms for id, used_ms in await self._database.rows("SELECT id, used_ms FROM token_uses")}
 
     async def add(self, token: Token) -> bool:
-        """Make a token known and forget those that ended long ago; False where there are as many as there may be."""
+        """Make a token known, if need be in the room of those that ended long ago; False where there is none."""
         grants = [[grant.scope.name.lower(), grant.account, grant.indexes] for grant in token.grants]
         values = (token.id, token.name, token.hash, orjson.dumps(grants).decode(), token.created_ms, token.expires_ms)
         async with self._database.writing() as transaction:
-            await transaction.rows(_FORGET, (token.created_ms - FORGET_AFTER_MS,) * 2)
+            if await _count(transaction) >= TOKENS_MAX // 2:
+                await transaction.rows(_FORGET, (token.created_ms - FORGET_AFTER_MS,) * 2)
             await transaction.rows("DELETE FROM token_uses WHERE id NOT IN (SELECT id FROM tokens)")
-            [(count,)] = await transaction.rows("SELECT count(*) FROM tokens")
-            if count >= TOKENS_MAX:
+            if await _count(transaction) >= TOKENS_MAX:
                 return False
             await transaction.rows("INSERT INTO tokens VALUES (?, ?, ?, x'', 0, ?, ?, 0, ?, 0)", values)
             await _count_change(transaction)
@@ -142,6 +143,11 @@ class TokenEditor:
     async def close(self) -> None:
         """Let go of the file."""
         await self._database.close()
+
+
+async def _count(transaction: Transaction) -> int:
+    [(count,)] = await transaction.rows("SELECT count(*) FROM tokens")
+    return int(count)
 
 
 async def _count_change(transaction: Transaction) -> None:
