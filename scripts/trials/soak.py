@@ -32,12 +32,13 @@ from scripts.trials.workers_load import Broken, Load
 
 SHORT = 2
 FULL = 60
-SLOPES_FROM = 15
+SLOPES_FROM = 30
 """Fewer minutes than this are too few for a slope."""
 MINUTE_S = 60.0
 SHORT_MINUTE_S = 12.0
 SAMPLE_S = 5.0
-WARM_UP_SHARE = 0.5
+WARM_UP_S = 1200.0
+"""Until then threads start, caches fill, and the allocator finds its size."""
 INDEXES = ("one", "two", "three")
 SERVICES = 2
 WORKERS = 2
@@ -207,7 +208,7 @@ def verdicts(samples: list[Sample], minutes: int) -> list[Trial]:
     add("backlog", backlog <= BACKLOG_MAX, f"at most {backlog:.0f} mutations, bound {BACKLOG_MAX}")
     if minutes < SLOPES_FROM:
         return found
-    steady = samples[int(len(samples) * WARM_UP_SHARE) :]
+    steady = [one for one in samples if one.at_s >= WARM_UP_S]
     for name in sorted(steady[-1].values):
         bound = BOUNDS.get(name.partition(" of ")[0])
         if bound is None:

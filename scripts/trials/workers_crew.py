@@ -23,8 +23,11 @@ from typing import Any
 from scripts.trials.subject import launch
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 120.0
-"""How long something that must happen may take before it counts as stuck."""
+PATIENCE_S = 300.0
+"""How long something that must happen may take before it counts as stuck. Not a speed limit: on a machine that is
+busy with other things, processes of the lowest priority took two minutes to start."""
+CLOSE_S = 30.0
+"""How long children may take to notice that their supervisor is gone, when all is over."""
 RESTLESS = {
     # Builds, merges and collecting go on all the time, so that they are in the way of everything.
     "HEADRACE_SEAL_BYTES": "100000",
@@ -222,7 +225,10 @@ class Crew:
             # One that is stopped by a signal does not notice that its supervisor is gone.
             if is_running(pid):
                 send(pid, signal.SIGCONT)
-        wait_until("children end with their supervisor", lambda: not any(map(is_running, children)))
+        with contextlib.suppress(Stuck):
+            wait_until("children end", lambda: not any(map(is_running, children)), CLOSE_S)
+        for pid in filter(is_running, children):
+            send(pid, signal.SIGKILL)
         self._scratch.cleanup()
 
     def complaints(self, *names: str) -> list[dict[str, Any]]:
