@@ -97,7 +97,7 @@ def _kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
     """Kills of a worker, two services and what they started, on one folder. After a violation there is no other."""
     verdicts = _Verdicts("killed at random")
     with Crew(folder / "data", folder / "log", services=2) as crew:
-        api, backups = Api(crew.line), Backups(folder)
+        api, backups = Api(crew.line), Backups(folder, folder / "log")
         load, checker = Load(crew.line), Checker(api)
         try:
             crew.start()

@@ -134,14 +134,19 @@ class Crew:
 def _live(name: str, settings: Settings, listener: socket.socket, say: Connection, log: str, broken: str) -> None:
     # Nobody is left behind by a trial that was itself killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    say_to(log)
     if broken:
         preloaded.preload(broken)
     configure_logs(settings, process=name)
     raise_open_files_limit()
     asyncio.run(_run(name, settings, listener, lambda: say.send_bytes(b"ready")))
+
+
+def say_to(log: str) -> None:
+    """Have what this process says go to the end of a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
 
 
 async def _run(name: str, settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 A data folder lies on a file system of its own on a loop device. A service process and a worker are under load when the
 file system is shut down without its journal being written; then they are killed, the file system is mounted again, and
 the next ones start on what is left. An answer that arrives after the cut counts for nothing: the write is repeated.
+Backups onto the same file system are made on the way; one that had ended before a cut is whole after it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import orjson
 
+from scripts.trials.crash_backups import Backups
 from scripts.trials.crash_check import Checker
 from scripts.trials.crash_load import Api, Broken, Load
 from scripts.trials.crash_processes import Crew
@@ -86,7 +88,7 @@ def _block(folder: Path, kind: str, seed: int, numbers: list[int], results: Path
         broken = False
         try:
             with Crew(disk.path / "data", folder / "log") as crew:
-                for trial in _cuts(disk, crew, kind, seed, numbers):
+                for trial in _cuts(disk, crew, folder / "log", seed, numbers):
                     numbers = numbers[1:]
                     broken = trial.is_violation
                     if broken:
@@ -103,10 +105,10 @@ def _block(folder: Path, kind: str, seed: int, numbers: list[int], results: Path
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _cuts(disk: Disk, crew: Crew, kind: str, seed: int, numbers: list[int]) -> Iterator[Trial]:
+def _cuts(disk: Disk, crew: Crew, log: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
     load = Load(crew.line)
     api = Api(crew.line)
-    checker = Checker(api)
+    checker, backups = Checker(api), Backups(disk.path, log)
     crew.start()
     create = {"name": "docs", "config": {"dimensions": DIMENSIONS, "metric": "euclidean"}}
     api.call("POST", "", orjson.dumps(create))
@@ -117,23 +119,28 @@ def _cuts(disk: Disk, crew: Crew, kind: str, seed: int, numbers: list[int]) -> I
             before = load.count
             try:
                 load.resume()
+                backups.go_on(load, dice)
                 time.sleep(dice.uniform(*LOAD_S))
+                backups.look()
                 crew.line.is_cut = True
                 disk.cut()
                 counted = load.count - before
                 crew.kill(*crew.names)
+                backups.kill()
                 disk.unmount()
                 disk.mount()
                 crew.line.is_cut = False
                 crew.start()
                 load.pause()
                 checker.all(load)
-                verdict, note = "kept", f"{load.count - before} writes, {load.walks} walks"
+                backups.check(load)
+                verdict = "kept"
+                note = f"{load.count - before} writes, {load.walks} walks, {backups.done} backups"
             except Broken as error:
                 counted = load.count - before
                 verdict, note = "broken promise", str(error)[:2000]
             what = f"cut after {counted} acknowledged writes"
-            yield _trial(number, kind, what, verdict, time.monotonic() - started, note)
+            yield _trial(number, disk.kind, what, verdict, time.monotonic() - started, note)
 
 
 def _keep(disk: Disk, folder: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ class Disk:
     """A mounted file system. `path` is where; `close` leaves nothing of it."""
 
     def __init__(self, folder: Path, kind: str) -> None:
+        self.kind = kind
         self.path = folder / "mounted"
         self._is_mounted = False
         self._file = folder / "disk"
