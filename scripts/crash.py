@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
@@ -213,7 +213,9 @@ def until(what: str, holds: Callable[[], bool]) -> None:
 def kill(program: Program, dice: random.Random) -> str:
     """Kill something without a warning, and bring the whole back; says what it was."""
     victim = dice.choice(["worker", "worker", "service-1", "service-2", "children", "supervisor"])
-    children = [program.child(name) for name in ("worker", "service-1", "service-2")]
+    some = [program.child(name) for name in ("worker", "service-1", "service-2")]
+    # One may have died in an earlier kill, with no successor that is ready yet: its number may be anybody's now.
+    children = [pid for pid in some if program.has_child(pid)]
     match victim:
         case "supervisor":
             program.end(signal.SIGKILL)
@@ -222,13 +224,13 @@ def kill(program: Program, dice: random.Random) -> str:
         case "children":
             _kill(*children)
         case _:
-            _kill(program.child(victim))
+            _kill(*{program.child(victim)}.intersection(children))
     return victim
 
 
 def _kill(*pids: int) -> None:
     for pid in pids:
-        if is_alive(pid):  # It may have died in an earlier kill, and its successor is not ready yet.
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 

@@ -133,8 +133,10 @@ class _Tracer:
             elif os.WIFSTOPPED(status):
                 self._known.add(task)
                 self._stopped(task, status)
-            elif task == self._pid:
-                self._traced.exit_code = os.waitstatus_to_exitcode(status)
+            else:
+                self._known.discard(task)  # Its number may be another's from now on.
+                if task == self._pid:
+                    self._traced.exit_code = os.waitstatus_to_exitcode(status)
 
     def _linger(self) -> None:
         """The call hangs while the others go on for a moment: what is promised too early is heard. Then all die."""

@@ -137,6 +137,14 @@ class Program:
         """The process id of the child that became ready last under this name."""
         return int(self.events("child.ready", name=name)[-1]["pid"])
 
+    def has_child(self, pid: int) -> bool:
+        """Whether a child runs under this number still. One that died gives it away, to any process of the machine."""
+        try:
+            state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return state != "Z" and int(parent) == self.supervisor
+
     def kill_child(self, name: str) -> None:
         """Kill a child without a warning."""
         os.kill(self.child(name), signal.SIGKILL)
