@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -19,12 +21,53 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from storage.settings import Settings
 
 _log = structlog.get_logger()
-_plain: dict[str, Any] = {"process": "", "renderer": None}
-"""The process that lines name, and the last processor where lines are JSON and tell of such events at all."""
+_plain: dict[str, Any] = {"process": "", "renderer": None, "stream": None}
+"""The process that lines name, the last processor where lines are JSON and tell of such events at all, and where they
+go."""
+
+
+class Lines:
+    """Where lines go, which may be a full disk: what cannot be written is left out, and nobody who logs hears of it.
+
+    Each text is one write, so that lines of several processes do not end up inside each other.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._descriptor = -1
+        with suppress(OSError, ValueError, AttributeError):
+            self._descriptor = stream.fileno()
+        self._is_cut = False
+
+    def write(self, text: str) -> int:
+        """Write it, as far as that goes."""
+        with suppress(OSError, ValueError):
+            if self._descriptor < 0:
+                return self._stream.write(text)
+            # Past the buffer of the stream, which would keep what it could not write and try it again and again.
+            content = (b"\n" if self._is_cut else b"") + text.encode(errors="backslashreplace")
+            written = 0
+            try:
+                while written < len(content):
+                    written += os.write(self._descriptor, content[written:])
+            finally:
+                self._is_cut = self._is_cut if not written else written < len(content)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+        if self._descriptor < 0:
+            with suppress(OSError, ValueError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        return self._stream.isatty()
 
 
 def configure_logs(settings: Settings, *, process: str) -> None:
     """Send every event of this process to standard error; each carries the name of the process."""
+    stream = Lines(sys.stderr)
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -45,12 +88,12 @@ def configure_logs(settings: Settings, *, process: str) -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stream)),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
-    _plain.update(process=process, renderer=last[-1] if as_json and level <= logging.INFO else None)
-    _route_standard_logging([_standard_event, *shared, *last], level)
+    _plain.update(process=process, stream=stream, renderer=last[-1] if as_json and level <= logging.INFO else None)
+    _route_standard_logging([_standard_event, *shared, *last], level, stream)
 
 
 class QuickLog:
@@ -63,8 +106,7 @@ class QuickLog:
             return
         time = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         line = {**values, "process": _plain["process"], "event": event, "level": "info", "timestamp": time}
-        # In one call: lines of several processes must not end up inside each other.
-        sys.stderr.write(_json(line) + "\n")
+        _plain["stream"].write(_json(line) + "\n")
 
 
 def _json(event: EventDict, **_: object) -> str:
@@ -75,8 +117,8 @@ def _json(event: EventDict, **_: object) -> str:
         return json.dumps(event, default=repr)
 
 
-def _route_standard_logging(processors: list[Processor], level: int) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+def _route_standard_logging(processors: list[Processor], level: int, stream: Lines) -> None:
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[_without_record, *processors]))
     # Below a warning the libraries only talk to their own authors.
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)

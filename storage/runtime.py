@@ -31,7 +31,7 @@ def runtime_folder(data: Path) -> Path:
     """
     digest = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
     name = f"headrace-{os.getuid()}-{digest}"
-    folder = Path(tempfile.gettempdir()).resolve() / name
+    folder = _temporary().resolve() / name
     if len(os.fsencode(folder)) > FOLDER_BYTES_MAX:
         folder = Path("/tmp") / name  # noqa: S108 (private by mode, and the owner is checked below)
     with suppress(FileExistsError):
@@ -42,6 +42,16 @@ def runtime_folder(data: Path) -> Path:
             f"{folder} should be a folder that only this user can enter; it is not: remove it and start again"
         )
     return folder
+
+
+def _temporary() -> Path:
+    """The folder for temporary files, full or not: `tempfile` looks for one that has room, and so every process of a
+    data folder might find another.
+    """
+    for name in (os.environ.get("TMPDIR"), "/tmp"):  # noqa: S108 (as above)
+        if name and Path(name).is_dir() and os.access(name, os.W_OK | os.X_OK):
+            return Path(name)
+    return Path(tempfile.gettempdir())
 
 
 def metrics_folder(data: Path) -> Path:

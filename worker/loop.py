@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -36,6 +37,9 @@ BUILDS_MAX = 1
 TICK_S = 0.5
 IDLE_S = 30.0
 """An index that nobody writes to for this long is closed once everything is built and given back."""
+HALT_S = 5.0
+HALT_MAX_S = 600.0
+"""An index that contradicts itself is looked at again after this long, twice as long each time, up to the maximum."""
 STOP_S = 5.0
 """How long turns that are under way may take to end by themselves."""
 LOOKS_MAX = 100
@@ -46,6 +50,20 @@ VISITS_PER_SWEEP = 4
 """Idle indexes that each sweep opens for collecting, in turn."""
 VISIT_AGAIN_S = 3600.0
 """How long an index that was closed with nothing left to do is not visited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """How long an index is left alone that contradicted itself, by the monotonic clock."""
+
+    until: float
+    wait_s: float
+
+    @classmethod
+    def after(cls, earlier: Halt | None) -> Halt:
+        """From now, and twice as long as before."""
+        wait_s = HALT_S if earlier is None else min(2 * earlier.wait_s, HALT_MAX_S)
+        return cls(time.monotonic() + wait_s, wait_s)
 
 
 class Loop:
@@ -64,7 +82,7 @@ class Loop:
         self._applied: dict[IndexId, Sequence] = {}
         self._visit_not_before: dict[IndexId, float] = {}
         self._scrubbed_at: dict[IndexId, float] = {}
-        self._halted: set[IndexId] = set()
+        self._halted: dict[IndexId, Halt] = {}
         self._gone: set[IndexId] = set()
         self._visited = 0
         self._is_swept = False
@@ -130,9 +148,9 @@ class Loop:
                     self._rung.add(id)  # What was acknowledged is applied, whatever the disk has come to.
                 # Otherwise the sweep comes back to it.
             except Damaged as error:
-                # Going on could make damage durable: the index stands still until somebody looks at it.
+                # Going on could make damage durable: the index stands still, and is looked at again now and then.
                 log.critical("index.halted", index=id, reason=str(error))
-                self._halted.add(id)
+                self._halted[id] = Halt.after(self._halted.get(id))
                 await self._tell_others(id, error)
                 await self._let_go(id)
             except Exception:
@@ -143,7 +161,7 @@ class Loop:
         if not self._workshop.lives(id):
             await self._discard(id)
             return
-        if id in self._halted:
+        if self._stands_still(id):
             return
         tending = self._tended.get(id)
         if tending is None:
@@ -162,6 +180,8 @@ class Loop:
                 scrubbed_at=self._scrubbed_at,
             )
         is_ours = await tending.turn()
+        if is_ours and self._halted.pop(id, None) is not None:
+            log.warning("index.resumed", index=id)
         self._applied[id] = tending.index.state().applied
         if not is_ours:
             await self._let_go(id)
@@ -211,8 +231,17 @@ class Loop:
                 await tending.index.condemn_if_damaged()
 
     def is_halted(self, id: IndexId) -> bool:
-        """Whether this worker leaves an index alone, because it contradicts itself."""
+        """Whether this worker leaves an index alone, because it contradicts itself, and has not seen it work since."""
         return id in self._halted
+
+    def _stands_still(self, id: IndexId) -> bool:
+        """Whether it is too early to look whether an index contradicts itself still.
+
+        SQLite says of a page that could not be read what it says of one that is wrong. What is wrong is found again
+        by the same checks, before anything is written.
+        """
+        halt = self._halted.get(id)
+        return halt is not None and time.monotonic() < halt.until
 
     async def scrub_now(self, id: IndexId) -> None:
         """Read all of an index again and see to what is found, whenever it was done last."""
@@ -277,7 +306,7 @@ class Loop:
 
     def _is_behind(self, id: IndexId) -> bool:
         if id in self._halted:
-            return False
+            return not self._stands_still(id)
         if id not in self._applied:
             try:
                 glance = self._workshop.glance(id)

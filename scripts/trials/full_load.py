@@ -28,6 +28,7 @@ PATIENCE_S = 60.0
 """How long anything may take that must happen."""
 PAUSE_S = 0.02
 LATER = (429, 503, 507)
+UNREADABLE = 49022
 STILL_ROWS = 300
 ASKED = (7, 77, 177, 277)
 
@@ -62,12 +63,23 @@ class Answer:
         check(self.document.get("success") is False and isinstance(errors, list), f"{what}: {self.document}")
         check(all(isinstance(one["code"], int) and one["message"] for one in errors), f"{what}: {errors}")  # type: ignore[attr-defined]
 
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether it says that what is stored could not be read, or is not what was written."""
+        errors = self.document.get("errors")
+        return self.status == 500 and isinstance(errors, list) and errors[0]["code"] == UNREADABLE
+
 
 class Client:
-    """A connection that is made anew when it breaks. `may_break` says whether a process may die meanwhile."""
+    """A connection that is made anew when it breaks.
 
-    def __init__(self, program: Program) -> None:
+    With `may_be_unreadable`, it is a refusal like any other that what is stored could not be read: of a disk whose
+    reads fail, SQLite says what it says of one that has other contents.
+    """
+
+    def __init__(self, program: Program, *, may_be_unreadable: bool = False) -> None:
         self._program = program
+        self.may_be_unreadable = may_be_unreadable
         self._connection: http.client.HTTPConnection | None = None
 
     def ask(self, method: str, path: str, body: bytes | None = None, key: str = "") -> Answer:
@@ -106,6 +118,8 @@ class Load:
     program: Program
     may_break: bool = False
     """Whether a connection may break: where a process may die."""
+    may_be_unreadable: bool = False
+    """As of a client, for all of the writers."""
     acknowledged: list[list[tuple[str, Write]]] = field(default_factory=lambda: [[] for _ in range(WRITERS + 1)])
     refused: dict[int, int] = field(default_factory=dict)
     failed: list[BaseException] = field(default_factory=list)
@@ -165,7 +179,8 @@ class Load:
         if answer.status == 200:
             self.acknowledged[place].append((answer.document["result"]["mutationId"], write))  # type: ignore[index]
             return True
-        answer.check_refusal(write.action)
+        if not (self.may_be_unreadable and answer.is_unreadable):
+            answer.check_refusal(write.action)
         self.refused[answer.status] = self.refused.get(answer.status, 0) + 1
         return False
 
@@ -255,6 +270,8 @@ def _others(client: Client, where: str) -> None:
 def _read(client: Client, where: str, method: str, path: str, document: object = None) -> object:
     answer = client.ask(method, path, orjson.dumps(document) if document is not None else None)
     said = f"{method} {path} is answered {answer.status}: {answer.document.get('errors')}"
+    if client.may_be_unreadable and answer.is_unreadable:
+        raise Refused(said)
     if answer.status in LATER:
         answer.check_refusal(f"{where}: {method} {path}")
         raise Refused(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ from service.tls import Certificate, CertificateInvalid, fingerprint
 from storage.access import is_locked, open_tokens
 from storage.errors import StorageError
 from storage.logs import configure_logs
+from storage.reserve import make_room_to_start
 from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, leave, metrics_folder
 from storage.settings import Settings
 from storage.tokens import Grant, Scope
@@ -79,8 +81,9 @@ async def _until_stopped(settings: Settings, crew: Crew, *, teach: bool) -> int:
         else:
             needs_token = bool(settings.token) or is_locked(settings)
             text = welcome(settings, address, teach=teach, needs_token=needs_token)
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # On a full disk, perhaps; nobody needs it to be served.
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     await run_until(settings, crew, stop=stop, reload=reload, ready=announce)
     log.info("supervisor.stopped")
@@ -180,6 +183,7 @@ async def create_indexes(url: str, token: str, wanted: Sequence[WantedIndex], *,
 def _prepare(settings: Settings) -> Path:
     try:
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_room_to_start(settings.data)  # Temporary files are often on the same disk.
         metrics = metrics_folder(settings.data)
         clear_stale_metrics(metrics)
         _check_files(settings)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
-from storage.logs import configure_logs
+from storage.logs import Lines, configure_logs
 from storage.settings import Settings
 
 
@@ -69,3 +71,30 @@ def test_events_below_the_level_are_not_written(capsys: pytest.CaptureFixture[st
     structlog.get_logger().warning("segment.sealed")
 
     assert capsys.readouterr().err == ""
+
+
+def test_a_log_on_a_full_disk_disturbs_nobody() -> None:
+    with Path("/dev/full").open("w") as full:
+        lines = Lines(full)
+        for _ in range(10_000):
+            assert lines.write("a line\n") == len("a line\n")
+        lines.flush()
+
+
+def test_a_line_that_was_cut_off_by_a_full_disk_ends_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(descriptor: int, content: bytes) -> int:
+        if len(content) < 6:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, content[:4])
+
+    real = os.write
+    with (tmp_path / "log").open("w") as file:
+        lines = Lines(file)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", short)
+            lines.write("a line\n")
+            lines.write("lost\n")
+        lines.write("another\n")
+    assert (tmp_path / "log").read_text() == "a li\nlos\nanother\n"

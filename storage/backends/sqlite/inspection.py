@@ -22,6 +22,7 @@ from storage.backends.sqlite.state import Manifest, SegmentRow, StateReader
 from storage.batch import unpack_vectors
 from storage.chain import NO_CHAIN, Witness, hash_body, link, read_witness
 from storage.errors import BatchDamaged, SegmentDamaged, StateDamaged, StorageError, Unavailable
+from storage.files import sum_file
 from storage.records import Action
 from storage.segment import format as layout
 from storage.segment.damage import Damage, difference, find_damage, refuse
@@ -34,8 +35,10 @@ MUTATIONS_SQL = (
 )
 HEAD_SQL = "SELECT sequence, mutation_id, created_ms, chain, bytes_through, pruned_through FROM head"
 READ_TRIES_MAX = 5
-DAMAGE_WORDS = ("is damaged", "never written", "malformed", "not a database", "cannot be read as a database")
-"""Of our own, and of SQLite where it has read a page that cannot be."""
+DAMAGE_WORDS = ("is damaged", "never written")
+"""Of our own: what was read is not what was written."""
+PAGE_WORDS = ("malformed", "not a database", "cannot be read as a database")
+"""Of SQLite, where it has read a page that cannot be, or could not read one: it says the same of both."""
 
 
 class Part(StrEnum):
@@ -104,6 +107,22 @@ def is_certain(error: Exception) -> bool:
     return not isinstance(error, StorageError) or any(words in str(error) for words in DAMAGE_WORDS)
 
 
+def _is_certain_of(path: Path, error: Exception) -> bool:
+    """The same of a database, closed by now, all of which may be read to be certain.
+
+    Not in a process that has it open: closing the file would take the locks of SQLite away.
+    """
+    if is_certain(error) or not any(words in str(error) for words in PAGE_WORDS):
+        return is_certain(error)
+    try:
+        for file in (path, path.with_name(f"{path.name}-wal")):
+            if file.exists():
+                sum_file(file)
+    except OSError:
+        return False
+    return True
+
+
 @dataclass(slots=True)
 class Pace:
     """Sleeps so that no more is read than so many bytes a second; 0 never sleeps."""
@@ -130,7 +149,7 @@ def _inspect_once(folder: IndexFolder, *, deep: bool, pace: Pace) -> tuple[Findi
         raise
     except (StorageError, TypeError, ValueError, OverflowError) as error:
         message = f"state.db cannot be read: {error}"
-        findings.append(Finding(Part.STATE, message, is_certain=is_certain(error)))
+        findings.append(Finding(Part.STATE, message, is_certain=_is_certain_of(folder.state, error)))
     try:
         findings += inspect_log(folder.log, manifest, witness, deep=deep)
         if manifest is not None and not any(one.part is not Part.DERIVED for one in findings):
@@ -139,7 +158,7 @@ def _inspect_once(folder: IndexFolder, *, deep: bool, pace: Pace) -> tuple[Findi
         raise
     except (StorageError, TypeError, ValueError, OverflowError) as error:
         message = f"log.db cannot be read: {error}"
-        findings.append(Finding(Part.LOG, message, is_certain=is_certain(error)))
+        findings.append(Finding(Part.LOG, message, is_certain=_is_certain_of(folder.log, error)))
     return tuple(findings)
 
 
