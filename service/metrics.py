@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from service.answered import write_notes
 from service.keys import STORE
-from storage.interfaces import Measures
+from storage.interfaces import Disk, Measures
 from storage.records import IndexSpec
 
 INDEXES_MAX = 100
@@ -45,8 +45,9 @@ CONNECTIONS_REFUSED = Counter(
 class IndexFigures(Collector):
     """What the store measured, as gauges."""
 
-    def __init__(self, measured: Sequence[tuple[IndexSpec, Measures]]) -> None:
+    def __init__(self, measured: Sequence[tuple[IndexSpec, Measures]], disk: Disk) -> None:
         self._measured = measured
+        self._disk = disk
 
     def collect(self) -> Iterator[Metric]:
         """Every gauge once, with a sample for each index."""
@@ -75,6 +76,10 @@ class IndexFigures(Collector):
             ((spec, m.bounded_builds) for spec, m in self._measured),
         )
         yield self._bytes()
+        disk = self._disk
+        yield GaugeMetricFamily("headrace_disk_free_bytes", "Free bytes on the disk of the data.", disk.free_bytes)
+        yield GaugeMetricFamily("headrace_disk_reserve_bytes", "Bytes kept for a full disk.", disk.kept_bytes)
+        yield GaugeMetricFamily("headrace_disk_full", "1 while only what frees room is written.", int(disk.is_full))
 
     def _gauge(self, name: str, text: str, samples: Iterable[tuple[IndexSpec, float]]) -> GaugeMetricFamily:
         gauge = GaugeMetricFamily(name, text, labels=("index",))
@@ -94,7 +99,7 @@ async def metrics(request: web.Request) -> web.Response:
     """The page: the figures of every process that shares the data, and of the indexes."""
     write_notes()
     registry = CollectorRegistry()
-    registry.register(IndexFigures(await request.app[STORE].measure(INDEXES_MAX)))
+    registry.register(IndexFigures(await request.app[STORE].measure(INDEXES_MAX), request.app[STORE].disk()))
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         page = generate_latest(registry)

@@ -66,6 +66,15 @@ class Health:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """The disk of the data folder: what is free, what is kept for a full one, and whether it counts as full."""
+
+    free_bytes: int
+    kept_bytes: int
+    is_full: bool
+
+
 @dataclass(frozen=True, slots=True)
 class SetAside:
     """A mutation that failed for good, and why."""
@@ -166,6 +175,9 @@ class Store(Protocol):
 
     async def health(self) -> Health:
         """What keeps the store from serving: pending migrations, a database that cannot be written, a late worker."""
+
+    def disk(self) -> Disk:
+        """The disk now, without waiting."""
 
     async def measure(self, indexes_max: int) -> tuple[tuple[IndexSpec, Measures], ...]:
         """Figures of up to `indexes_max` live indexes for the metrics page."""

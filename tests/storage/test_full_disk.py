@@ -136,3 +136,17 @@ async def test_nothing_is_built_on_a_full_disk_and_everything_when_there_is_room
         assert not list(segments.iterdir())
         disk.free_bytes = 1 << 40
         await until(lambda: bool(list(segments.iterdir())))
+
+
+async def test_a_full_disk_is_measured_and_is_no_reason_to_send_nobody(kept, disk, monkeypatch):
+    assert not kept.store.disk().is_full
+    disk.free_bytes = 0
+    failing_once(monkeypatch, stores.Catalogue, "prove_writable")
+    assert not (await kept.store.health()).problems
+    found = kept.store.disk()
+    assert (found.free_bytes, found.kept_bytes, found.is_full) == (0, WANTED, True)
+
+
+async def test_a_disk_that_cannot_be_written_for_another_reason_is_a_problem(kept, monkeypatch):
+    failing_once(monkeypatch, stores.Catalogue, "prove_writable")
+    assert (await kept.store.health()).problems == ("the disk is full",)

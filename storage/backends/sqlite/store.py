@@ -32,9 +32,10 @@ from storage.errors import (
     NamespaceLimitReached,
     QueueFull,
     StorageError,
+    StoreFull,
     VectorLimitReached,
 )
-from storage.interfaces import Health, ListPage, ListRequest, Measures, Trouble
+from storage.interfaces import Disk, Health, ListPage, ListRequest, Measures, Trouble
 from storage.limits import Limits
 from storage.records import (
     AccountId,
@@ -302,9 +303,18 @@ class SqliteStore:
             if not await asyncio.to_thread(is_current, self._data.control, "control"):
                 problems.append("migrations of the catalogue are pending: run `headrace migrate`")
             await self._catalogue.prove_writable()
+        except StoreFull as error:
+            # Reads and deletes go on, and nobody who balances load must keep them away; the metrics say it.
+            if not self._reserve.room().is_short:
+                problems.append(str(error))
         except StorageError as error:
             problems.append(str(error))
         return problems
+
+    def disk(self) -> Disk:
+        """A look at the file system."""
+        room = self._reserve.room()
+        return Disk(free_bytes=room.free_bytes, kept_bytes=room.kept_bytes, is_full=room.is_short)
 
     async def measure(self, indexes_max: int) -> tuple[tuple[IndexSpec, Measures], ...]:
         """Figures for the metrics page, read in a thread of their own."""
