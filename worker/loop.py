@@ -21,6 +21,7 @@ from storage.backends.sqlite.state import LeaseLost
 from storage.backends.sqlite.workshop import Workshop
 from storage.doorbell import Doorbell, Side
 from storage.errors import Damaged, LogDamaged, SegmentDamaged, StateDamaged, StoreFailed, StoreFull, Unavailable
+from storage.memory import give_back_memory
 from storage.records import IndexId, Sequence
 from storage.runtime import runtime_folder
 from storage.settings import Settings
@@ -46,6 +47,8 @@ LOOKS_MAX = 100
 """Indexes that the sweep looks at before it pauses."""
 LOOK_PAUSE_S = 0.5
 """So thousands of indexes cost the sweep a few milliseconds of every second; it only takes longer to come round."""
+MANY = 16
+"""So many open indexes take memory worth giving back."""
 VISITS_PER_SWEEP = 4
 """Idle indexes that each sweep opens for collecting, in turn."""
 VISIT_AGAIN_S = 3600.0
@@ -85,6 +88,7 @@ class Loop:
         self._halted: dict[IndexId, Halt] = {}
         self._gone: set[IndexId] = set()
         self._visited = 0
+        self._most_tended = 0
         self._is_swept = False
         self._stopping = False
 
@@ -179,6 +183,7 @@ class Loop:
                 is_short=lambda: self._workshop.reserve.room().free_bytes < self._workshop.reserve.room().low_bytes,
                 scrubbed_at=self._scrubbed_at,
             )
+            self._most_tended = max(self._most_tended, len(self._tended))
         is_ours = await tending.turn()
         if is_ours and self._halted.pop(id, None) is not None:
             log.warning("index.resumed", index=id)
@@ -342,6 +347,14 @@ class Loop:
                     self._give_turn(id)
                 elif id not in self._running and tending.is_at_rest and now - tending.wrote_at > IDLE_S:
                     await self._let_go(id)
+            await self._give_back_memory()
+
+    async def _give_back_memory(self) -> None:
+        """Where many indexes were open and half of them are not any more, what they took is of use to others."""
+        open_now = len(self._tended)
+        if self._most_tended >= MANY and 2 * open_now <= self._most_tended:
+            self._most_tended = open_now
+            await asyncio.to_thread(give_back_memory)
 
     async def _keep_reserve(self) -> None:
         """Make the reserve, and make it whole again when there is room; then what waited for room goes on."""

@@ -20,6 +20,7 @@ from storage.backends.sqlite.reader import IndexReader
 from storage.backends.sqlite.trouble import Troubles
 from storage.chain import Head
 from storage.errors import Damaged, IndexDeleted, StoreFailed
+from storage.memory import give_back_memory
 from storage.records import IndexId, IndexSpec
 from storage.reserve import Reserve
 
@@ -165,7 +166,7 @@ class OpenIndexes:
     def _close_idle(self) -> None:
         """Close what nobody has used for a while; of what takes long to open, only the side that appends."""
         self._looking = None
-        now = time.monotonic()
+        now, were_open = time.monotonic(), len(self._open)
         for id, index in list(self._open.items()):
             if now - index.used_at < IDLE_S:
                 break  # The others were used later.
@@ -175,8 +176,14 @@ class OpenIndexes:
                 self._close_later(self._open.pop(id))
             else:
                 self._finish_later(index.close_log())
+        if len(self._open) < were_open:
+            self._finish_later(self._give_back_memory())
         if self._open:
             self._look_later()
+
+    async def _give_back_memory(self) -> None:
+        await asyncio.gather(*(self._closing - {asyncio.current_task()}), return_exceptions=True)
+        await asyncio.to_thread(give_back_memory)
 
     def _trim(self, count_max: int) -> None:
         idle = [id for id, index in self._open.items() if index.users == 0]
