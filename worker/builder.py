@@ -62,8 +62,8 @@ def _do(job: BuildJob) -> BuildAnswer:
 
 
 def _seal(job: BuildJob, source: BuildSource) -> BuildAnswer:
-    part, live = source.tail(job.through)
-    first, last = source.manifest.state.sealed_through + 1, job.through
+    part, live = source.tail(job.through, after=job.after)
+    first, last = max(source.manifest.state.sealed_through, job.after) + 1, job.through
     return _write(job, source, [(part, live)], ((first, last),))
 
 
@@ -82,7 +82,7 @@ def _write(job: BuildJob, source: BuildSource, parts: list[tuple[Part, Mask]], r
         metric=job.config.metric,
         dimensions=job.config.dimensions,
         graph_rows_min=job.graph_rows_min,
-        threads=job.threads or os.cpu_count() or 1,
+        threads=max(1, (job.threads or os.cpu_count() or 1) // job.share),
     )
     rows = merge_source(
         parts,

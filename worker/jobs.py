@@ -42,9 +42,10 @@ class BuildFailed(Exception):
 class BuildJob:
     """What the builder is told. `kind` is seal, merge, backfill, verify or scrub.
 
-    A seal reads the tail up to `through`; a merge reads `inputs`; a backfill writes `metadata_index` for the one
-    segment in `inputs`; a verify re-reads the segments in `inputs` and compares every checksum; a scrub reads all of
-    the index, no faster than `bytes_per_second` (0: as fast as it can).
+    A seal reads the tail `after` a sequence (0: all of it) up to `through`; a merge reads `inputs`; a backfill writes
+    `metadata_index` for the one segment in `inputs`; a verify re-reads the segments in `inputs` and compares every
+    checksum; a scrub reads all of the index, no faster than `bytes_per_second` (0: as fast as it can). `threads` are
+    those of a graph build, 0 for as many as there are cores; `share` builds at once have them between them.
     """
 
     kind: str
@@ -52,11 +53,13 @@ class BuildJob:
     folder: Path
     name: str
     config: IndexConfig
+    after: Sequence = Sequence(0)
     through: Sequence = Sequence(0)
     inputs: tuple[str, ...] = ()
     metadata_index: MetadataIndex | None = None
     graph_rows_min: int
     threads: int
+    share: int = 1
     bytes_per_second: int = 0
 
     def to_text(self) -> bytes:

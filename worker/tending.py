@@ -11,6 +11,8 @@ import math
 import time
 import uuid
 from collections.abc import Callable, MutableMapping
+from collections.abc import Sequence as Items
+from dataclasses import replace
 
 import structlog
 
@@ -37,6 +39,7 @@ from worker.policy import (
     bytes_of,
     due,
     due_after_ms,
+    halves,
     tail_is_over,
 )
 from worker.scrub import Scrubber
@@ -198,7 +201,9 @@ class Tending:
         job = due(tail, facts, indexes, idle_ms=idle_ms, settings=self._settings, bounds=bounds)
         if job is not None:
             size = bytes_of(job, tail, facts, bounds)
-            self._build = asyncio.create_task(self._run(job, size), name="build")
+            self._build = asyncio.create_task(
+                self._run(halves(job, tail, len(segments), self._settings), size), name="build"
+            )
             self._build.add_done_callback(lambda _: None if self._stopping else self._wanted())
             return math.inf
         waits_ms = due_after_ms(tail, facts, settings=self._settings)
@@ -243,17 +248,21 @@ class Tending:
         row_bytes = 4 * self.index.spec.config.dimensions
         return Bounds(row_bytes=row_bytes, seal=fits("seal"), merge=fits("merge"), backfill=fits("backfill"))
 
-    async def _run(self, job: Job, size: int) -> None:
-        """Build, publish, ring; a failure is told and tried again later, with less where it was too much."""
+    async def _run(self, jobs: Items[Job], size: int) -> None:
+        """Build all at once, publish in order, ring; a failure is told and tried again later, with less where it was
+        too much."""
+        kind = type(jobs[0]).__name__.lower()
         try:
             async with self._builders:
                 if not self.index.epoch:
                     return
                 started, epoch = time.monotonic(), self.index.epoch
-                answer = await self._built(self._order(job), size)
-            await self._publish(job, answer, epoch)
+                orders = [replace(self._order(job), share=len(jobs)) for job in jobs]
+                answers = await self._built(orders, size)
+            for job, answer in zip(jobs, answers, strict=True):
+                await self._publish(job, answer, epoch)
         except (BuildFailed, ManifestMoved, StorageError) as error:
-            log.error("build.failed", index=self.index.spec.id, job=type(job).__name__.lower(), reason=str(error))
+            log.error("build.failed", index=self.index.spec.id, job=kind, reason=str(error))
             self._build_not_before = time.monotonic() + self._build_retry_s
             self._build_retry_s = min(2 * self._build_retry_s, BUILD_RETRY_MAX_S)
         except LeaseLost:
@@ -263,16 +272,18 @@ class Tending:
             log.info(
                 "build.published",
                 index=self.index.spec.id,
-                job=type(job).__name__.lower(),
-                rows=answer.segment.rows if answer.segment else 0,
+                job=kind,
+                rows=sum(answer.segment.rows for answer in answers if answer.segment),
+                builds=len(jobs),
                 seconds=round(time.monotonic() - started, 3),
             )
             self._published()
 
-    async def _built(self, order: BuildJob, size: int) -> BuildAnswer:
-        self._fitting.begin(order.kind, size)
+    async def _built(self, orders: Items[BuildJob], size: int) -> Items[BuildAnswer]:
+        self._fitting.begin(orders[0].kind, size)
+        builds = [asyncio.create_task(run_builder(order), name="builder") for order in orders]
         try:
-            return await run_builder(order)
+            return await asyncio.gather(*builds)
         except BuildFailed as error:
             BUILDS_FAILED.inc()
             if error.is_too_large:
@@ -280,14 +291,18 @@ class Tending:
                 self._build_retry_s = BUILD_RETRY_S
             raise
         finally:
+            # One that failed, or was given up, ends the others: nothing is published of what was to follow it.
+            for build in builds:
+                build.cancel()
+            await asyncio.gather(*builds, return_exceptions=True)
             self._fitting.end()
 
     def _order(self, job: Job) -> BuildJob:
-        through = Sequence(0)
+        through = after = Sequence(0)
         inputs: tuple[str, ...] = ()
         metadata_index: MetadataIndex | None = None
         match job:
-            case Seal(through):
+            case Seal(through, after):
                 kind = "seal"
             case Merge(inputs):
                 kind = "merge"
@@ -301,6 +316,7 @@ class Tending:
             # Names are never used twice, so a worker of an older epoch cannot write over one of ours.
             name=segment_name(self.index.epoch, uuid.uuid4().hex),
             config=self.index.spec.config,
+            after=after,
             through=through,
             inputs=inputs,
             metadata_index=metadata_index,

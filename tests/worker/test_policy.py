@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from storage.records import MetadataIndex, MetadataType, Sequence
 from storage.settings import MIB, Settings
-from worker.policy import Backfill, Merge, Seal, SegmentFacts, TailFacts, due, tail_is_over
+from worker.policy import Backfill, Merge, Seal, SegmentFacts, TailFacts, due, halves, tail_is_over
 
 SETTINGS = Settings()
 LETTER = MetadataIndex(id=3, property="letter", type=MetadataType.STRING)
@@ -98,6 +100,33 @@ def test_a_seal_comes_before_everything():
 )
 def test_a_bulk_load_is_sealed_in_equal_pieces_while_there_is_room_for_more_segments(tail, segments, through):
     assert due(tail, segments, [], idle_ms=0, settings=SETTINGS) == Seal(Sequence(through))
+
+
+@pytest.mark.parametrize(
+    ("tail", "through", "segments", "middle"),
+    [
+        pytest.param(bulk(*[MIB] * 40), 40, 0, 20, id="a large one"),
+        pytest.param(bulk(*[MIB] * 40), 32, 0, 16, id="a piece of a larger one"),
+        pytest.param(bulk(*[MIB] * 31), 31, 0, 0, id="not one of less than 32 MiB"),
+        pytest.param(bulk(40 * MIB, 8 * MIB), 2, 0, 0, id="not one that cannot be divided"),
+        pytest.param(bulk(*[MIB] * 40), 40, 10, 20, id="while there may be more segments"),
+        pytest.param(bulk(*[MIB] * 40), 40, 11, 0, id="not when there are many"),
+    ],
+)
+def test_a_large_seal_is_done_in_halves_side_by_side(tail, through, segments, middle):
+    whole = Seal(Sequence(through))
+
+    done = halves(whole, tail, segments, SETTINGS)
+
+    assert done == ((Seal(Sequence(middle)), Seal(Sequence(through), after=Sequence(middle))) if middle else (whole,))
+
+
+def test_nothing_is_done_in_halves_where_builds_have_one_thread_and_only_seals_are():
+    merge = Merge(("a", "b"))
+    large = bulk(*[MIB] * 40)
+
+    assert halves(Seal(Sequence(40)), large, 0, replace(SETTINGS, builder_threads=1)) == (Seal(Sequence(40)),)
+    assert halves(merge, large, 0, SETTINGS) == (merge,)
 
 
 def test_applying_waits_once_the_tail_reaches_its_bound():

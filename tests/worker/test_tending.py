@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import worker.policy
 import worker.tending
 from storage.backends.sqlite.workshop import Workshop
 from storage.batch import pack_ids, pack_json, pack_vectors
@@ -17,6 +18,7 @@ from storage.masks import matching
 from storage.open import open_store
 from storage.records import Action, Change, IndexConfig, MetadataIndex, MetadataType, Metric
 from tests.conftest import ACCOUNT, batch
+from worker.jobs import BuildFailed
 from worker.lease import Registration
 from worker.tending import Tending
 
@@ -52,6 +54,50 @@ async def test_a_tail_that_is_due_is_sealed(tending):
 
     assert [row.rows for row in tending.index.segments()] == [10]
     assert tending.index.state().sealed_through == 1
+
+
+@pytest.fixture
+async def halved(tending, settings, monkeypatch):
+    """The same with thirty more vectors and all of them to be sealed in two halves; one of the first is dead."""
+    monkeypatch.setattr(worker.policy, "HALF_BYTES_MIN", 1)
+    store = await open_store(settings)
+    ids = ["3", *[str(number) for number in range(10, 40)]]
+    await store.append(
+        tending.index.spec,
+        Change(action=Action.UPSERT, body=pack_vectors(batch(ids, np.ones((31, 4)))), rows=31),
+        RELAXED,
+    )
+    await store.close()
+    return tending
+
+
+async def test_a_large_tail_is_sealed_in_two_halves(halved):
+    await built(halved)
+
+    snapshot = await halved.index.snapshot()
+    assert halved.index.state().sealed_through == 2
+    assert [row.rows for row in halved.index.segments()] == [9, 31]
+    assert [part.part.document.covered for part in snapshot.parts if part.part.name != "tail"] == [((1, 1),), ((2, 2),)]
+    assert snapshot.vectors == 40
+
+
+async def test_nothing_of_two_halves_is_published_where_one_fails(halved, monkeypatch):
+    build = worker.tending.run_builder
+
+    async def fail_the_second(job):
+        if job.after:
+            raise BuildFailed("it was killed")
+        return await build(job)
+
+    monkeypatch.setattr(worker.tending, "run_builder", fail_the_second)
+    await built(halved)
+    assert halved.index.segments() == ()
+    assert halved.index.state().sealed_through == 0
+
+    monkeypatch.setattr(worker.tending, "run_builder", build)
+    halved._build_not_before = 0.0
+    await built(halved)
+    assert [row.rows for row in halved.index.segments()] == [9, 31]
 
 
 async def test_a_metadata_index_is_back_filled_for_old_segments_and_filters_are_right_meanwhile(tending, settings):

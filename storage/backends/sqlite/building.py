@@ -18,6 +18,8 @@ from storage.segment.read import OpenSegment, open_segment
 from storage.snapshot import Mask, Part
 from storage.tail import Tail
 
+_START = Sequence(0)
+
 
 class BuildSource:
     """One index at one moment, for a process that builds from it."""
@@ -38,9 +40,9 @@ class BuildSource:
         finally:
             reader.close()
 
-    def tail(self, through: Sequence) -> tuple[Part, Mask]:
-        """The rows of the tail up to a sequence, and which of them are live."""
-        wanted = [part for part in self.manifest.parts if part.sequence <= through]
+    def tail(self, through: Sequence, *, after: Sequence = _START) -> tuple[Part, Mask]:
+        """The rows of the tail after a sequence and up to another, and which of them are live."""
+        wanted = [part for part in self.manifest.parts if after < part.sequence <= through]
         log = LogReader(self._folder)
         try:
             bodies = log.bodies([part.sequence for part in wanted])
