@@ -162,10 +162,10 @@ async def _run(name: str, settings: Settings, listener: socket.socket, ready: Ca
         await serve(settings, sockets=[listener], ready=ready, stop=stop)
 
 
-def wait_gone(what: str, is_gone: Callable[[], bool]) -> None:
+def wait_gone(what: str, is_gone: Callable[[], bool], *, patience_s: float = END_S) -> None:
     """Wait for the end of something that dies by itself, as builders do whose worker is gone. Raises Broken."""
-    deadline = time.monotonic() + END_S
+    deadline = time.monotonic() + patience_s
     while not is_gone():
         if time.monotonic() > deadline:
-            raise Broken(f"{what} is not gone after {END_S:g} s")
+            raise Broken(f"{what} is not gone after {patience_s:g} s")
         time.sleep(0.01)

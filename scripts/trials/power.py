@@ -41,7 +41,7 @@ LOAD_S = (0.02, 0.7)
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the cuts that were not done yet. A replay does those of the same file system before it as well."""
     # Whoever ends this early must not find the disk still mounted.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _end)
     journal = Journal(results / f"power-{seed}.jsonl")
     done = {} if replay is not None else journal.done()
     wanted = range(replay - replay % CUTS, replay + 1) if replay is not None else range(trials)
@@ -58,6 +58,11 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
                 if replay is None:
                     journal.add(trial)
     return [trial for number, trial in sorted(done.items()) if number in wanted]
+
+
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # A second one must not keep the first from its work.
+    sys.exit(128 + number)
 
 
 def _fast_folder() -> str | None:

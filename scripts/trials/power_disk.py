@@ -16,6 +16,7 @@ SHUTDOWN = 0x8004587D
 NOLOGFLUSH = 2
 BYTES = 320 * 1024 * 1024
 """XFS takes no less than 300 MB; the file has holes."""
+HELD_S = 300.0
 MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1"),
     "xfs": ("mkfs.xfs", "-q", "-f"),
@@ -37,9 +38,22 @@ class Disk:
         self.mount()
 
     def mount(self) -> None:
-        """Make it usable again, after a cut as after a restart of the machine."""
+        """Make it usable again, after a cut as after a restart of the machine. Raises Broken."""
+        wait_gone("the file system that was shut down", self._is_mounted_anew, patience_s=HELD_S)
+
+    def _is_mounted_anew(self) -> bool:
         _do("mount", "-o", "loop", str(self._file), str(self.path))
         self._is_mounted = True
+        probe = self.path / "probe"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError:
+            # Somebody holds the one that was shut down, as a namespace of mounts made meanwhile does: mounted again it
+            # is the same, and still without power.
+            self.unmount()
+            return False
+        return True
 
     def cut(self) -> None:
         """Cut the power: no write reaches the device any more, nor the journal of the file system."""

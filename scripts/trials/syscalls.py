@@ -18,13 +18,13 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from scripts.trials import syscalls_trace
 from scripts.trials.crash_check import Checker
-from scripts.trials.crash_load import Load, check, until
+from scripts.trials.crash_load import Broken, Load, check, until
 from scripts.trials.crash_writes import Write
 from scripts.trials.report import Journal, Trial
 from scripts.trials.syscalls_paths import CALM, ROUTES, Route, Stage
@@ -53,17 +53,54 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
     journal = Journal(results / f"syscalls-{seed}.jsonl")
     done = {} if replay is not None else journal.done()
     found = {}
-    for place, route in enumerate(ROUTES):
-        if replay is not None and replay // NUMBERS != place:
-            continue
-        with tempfile.TemporaryDirectory(prefix="headrace-syscalls-", dir=_fast_folder()) as scratch:
-            for trial in _route(place, route, Path(scratch), trials, done, replay):
+    with tempfile.TemporaryDirectory(prefix="headrace-syscalls-", dir=_fast_folder()) as scratch:
+        templates = _Templates(Path(scratch))
+        for place, route in enumerate(ROUTES):
+            if replay is not None and replay // NUMBERS != place:
+                continue
+            for trial in _route(place, route, templates, trials, done, replay):
                 found[trial.number] = trial
                 if replay is None and trial.number not in done:
                     journal.add(trial)
                 if trial.is_violation:
                     sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
     return [trial for _, trial in sorted(found.items())]
+
+
+class _Templates:
+    """Folders as the stages before a path leave them. Those that begin alike are made once."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._made: dict[tuple[Stage, ...], Path] = {}
+
+    def of(self, stages: tuple[Stage, ...]) -> Path:
+        """The folder after these. Raises Broken."""
+        if stages not in self._made:
+            folder = self.scratch / f"template-{len(self._made)}"
+            if stages:
+                before = self.of(stages[:-1])
+                folder = self.scratch / f"template-{len(self._made)}"
+                _copy(before, folder)
+                # In a process of its own, as each is a start of the product.
+                error = _in_child(partial(_prepare, stages[-1], folder), self.scratch / "log")
+                check(error is None, f"the folder can be made: {error}")
+            else:
+                folder.mkdir()
+                History().save(_history(folder))
+            self._made[stages] = folder
+        return self._made[stages]
+
+
+def _prepare(stage: Stage, folder: Path) -> None:
+    _stage(stage, folder, History.load(_history(folder)))
+    if stage.after is not None:
+        stage.after(folder)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
+    shutil.copy(_history(source), _history(target))
 
 
 def _fast_folder() -> str | None:
@@ -76,22 +113,17 @@ def _trial(number: int, route: str, what: str, verdict: str, seconds: float, not
 
 
 def _route(
-    place: int, route: Route, scratch: Path, trials: int, done: dict[int, Trial], replay: int | None
+    place: int, route: Route, templates: _Templates, trials: int, done: dict[int, Trial], replay: int | None
 ) -> Iterator[Trial]:
     """The trials of one path: at least one."""
-    template = scratch / "template"
-    template.mkdir()
-    log = scratch / "log"
-    error = _in_child(lambda: _make(route, template), log)
-    if error is not None:
-        yield _trial(place * NUMBERS, route.name, "making the folder", "broken promise", 0.0, str(error))
+    log = templates.scratch / "log"
+    try:
+        template = templates.of(route.before)
+        calls = _attempt(route, template, templates.scratch / f"counting-{place}", kill_at=0, log=log)
+    except Broken as error:
+        yield _trial(place * NUMBERS, route.name, "counting the calls", "broken promise", 0.0, str(error)[-1500:])
         return
-    counted = _attempt(route, template, scratch / "counting", kill_at=0, log=log)
-    calls = counted["calls"]
     share = max(1, trials // len(ROUTES))
-    if not calls or counted["exit_code"] != 0:
-        yield _trial(place * NUMBERS, route.name, "counting", "broken promise", 0.0, str(counted)[-1500:])
-        return
     chosen = sorted({1 + int((number + 0.5) * len(calls) / share) for number in range(share)})
     wanted = range(1, len(calls) + 1) if share >= len(calls) else chosen
     for call in [replay % NUMBERS] if replay is not None else wanted:
@@ -100,22 +132,24 @@ def _route(
             yield done[number]
             continue
         started = time.monotonic()
-        folder = scratch / "trial"
-        found = _attempt(route, template, folder, kill_at=call, log=log)
-        what = f"call {call} of {len(calls)}: {_short((found['calls'] or ['none'])[-1])}"
-        broken = found["error"] or (found["exit_code"] not in (0, -signal.SIGKILL) and f"ended: {found['exit_code']}")
-        broken = broken or _in_child(partial(_verify, route, folder), log)
-        verdict, note = ("broken promise", f"{broken}"[-2000:]) if broken else ("kept", "")
+        folder = templates.scratch / "trial"
+        what, verdict, note = f"call {call} of {len(calls)}", "kept", ""
+        try:
+            seen = _attempt(route, template, folder, kill_at=call, log=log)
+            what += f": {re.sub('[0-9a-f]{32}', '*', (seen or ['none'])[-1])}"
+            error = _in_child(partial(_verify, route, folder), log)
+            check(error is None, str(error))
+        except Broken as error:
+            verdict, note = "broken promise", str(error)[-2000:]
         if replay is not None:
             print(log.read_text())
         yield _trial(number, route.name, what, verdict, time.monotonic() - started, note)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _attempt(route: Route, template: Path, folder: Path, *, kill_at: int, log: Path) -> dict[str, object]:
-    """Run the path on a copy of the folder, killed at one call; what was seen, as a dictionary."""
-    shutil.copytree(template, folder)
-    shutil.copy(_history(template), _history(folder))
+def _attempt(route: Route, template: Path, folder: Path, *, kill_at: int, log: Path) -> list[str]:
+    """Run the path on a copy of the folder, killed at one call; the calls that were seen. Raises Broken."""
+    _copy(template, folder)
     history = History.load(_history(folder))
 
     def work() -> None:
@@ -127,21 +161,17 @@ def _attempt(route: Route, template: Path, folder: Path, *, kill_at: int, log: P
 
     def trace() -> dict[str, object]:
         traced = syscalls_trace.run(work, folder.resolve(), kill_at=kill_at, timeout_s=TRIAL_S, counts=route.counts)
-        return {"calls": traced.calls, "exit_code": traced.exit_code, "error": traced.error}
+        return asdict(traced)
 
-    return _in_child(trace, log)  # type: ignore[return-value]
-
-
-def _make(route: Route, folder: Path) -> None:
-    history = History()
-    history.save(_history(folder))
-    for stage in route.before:
-        # Each in a process of its own, as each is a start of the product.
-        error = _in_child(partial(_stage, stage, folder, history), folder.with_name("making"))
-        assert error is None, error
-        history = History.load(_history(folder))
-        if stage.after is not None:
-            stage.after(folder)
+    traced = _in_child(trace, log)
+    if not isinstance(traced, dict):
+        raise Broken(f"the trial itself failed: {traced}")
+    check(not traced["error"], str(traced["error"]))
+    # Where it takes a call less than when they were counted, it comes to its end.
+    as_meant = traced["exit_code"] == 0 or (kill_at and traced["exit_code"] == -signal.SIGKILL)
+    check(bool(as_meant), f"it ended with {traced['exit_code']}: {log.read_text()[-700:]}")
+    calls: list[str] = traced["calls"]
+    return calls
 
 
 def _stage(stage: Stage, folder: Path, history: History) -> None:
@@ -229,11 +259,6 @@ def _check_copy(route: Route, folder: Path, history: History, needed: set[str]) 
         _inspect(again, is_restored=True)
     finally:
         shutil.rmtree(again.parent)
-
-
-def _short(call: str) -> str:
-    """A call without what is different each time."""
-    return re.sub(r"[0-9a-f]{32}", "*", call)
 
 
 def _in_child(work: Callable[[], object], log: Path) -> object:
