@@ -37,6 +37,9 @@ METADATA_ROW_BYTES = 16 * 1024
 """What reading one property out of metadata costs: JSON is parsed, half a microsecond a row and more."""
 FEW_ROWS = 64
 """Rows that are ordered faster one by one than with arrays."""
+CODED_DIMENSIONS_MIN = 192
+"""From here on codes are scanned in place faster than values: 100,000 vectors of 100 dimensions took 2.3 ms instead of
+1.5 ms, of 768 dimensions 3.8 ms instead of 13."""
 PREPARED_MAX = 64
 """Plans of queries without a filter that a snapshot remembers."""
 
@@ -240,7 +243,7 @@ def _prepare_part(live_part: LivePart, selection: Selection, query: Query) -> Pr
 
 
 def _reading(part: Part, selection: Selection) -> Reading:
-    if part.codes is None:
+    if not _reads_codes(part, selection):
         return planning.FLOATS
     return planning.CODES if selection.slot.fetched is None else planning.FETCHED
 
@@ -272,17 +275,28 @@ def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tu
 
 def _candidates(question: Question, part: Part, selection: Selection, *, count: int) -> Rows:
     """Rows among which are the best: few are gathered, many are scanned in place."""
-    codes, is_scattered = part.codes, selection.count * flat.GATHER_COST < part.rows
-    if codes is not None and is_scattered:
-        fetched = MEMORY.of(selection.slot, codes, part.norms, lambda: selection.rows)
-        if fetched is not None:
-            return fetched.candidates(question, count=count)
-        return codes.candidates_among(question, part.norms, rows=selection.rows, count=count)
-    if codes is not None:
+    codes = part.codes if _reads_codes(part, selection) else None
+    if codes is None:
+        if _is_scattered(part, selection):
+            return flat.candidates_among(question, part.vectors, part.norms, rows=selection.rows, count=count)
+        return flat.candidates(question, part.vectors, part.norms, mask=selection.mask, count=count)
+    if not _is_scattered(part, selection):
         return codes.candidates(question, part.norms, mask=selection.mask, count=count)
-    if is_scattered:
-        return flat.candidates_among(question, part.vectors, part.norms, rows=selection.rows, count=count)
-    return flat.candidates(question, part.vectors, part.norms, mask=selection.mask, count=count)
+    fetched = MEMORY.of(selection.slot, codes, part.norms, lambda: selection.rows)
+    if fetched is not None:
+        return fetched.candidates(question, count=count)
+    return codes.candidates_among(question, part.norms, rows=selection.rows, count=count)
+
+
+def _is_scattered(part: Part, selection: Selection) -> bool:
+    return selection.count * flat.GATHER_COST < part.rows
+
+
+def _reads_codes(part: Part, selection: Selection) -> bool:
+    """Short vectors are as fast to scan in place as their codes; only scattered ones are faster to fetch as such."""
+    if part.codes is None:
+        return False
+    return _is_scattered(part, selection) or part.vectors.shape[1] >= CODED_DIMENSIONS_MIN
 
 
 def _proposed(prepared: PreparedPart, query: Query, plan: Plan) -> Rows:

@@ -98,3 +98,18 @@ def test_a_search_under_a_filter_is_the_same_whether_its_rows_are_fetched_or_not
     assert memory.bytes == BYTES
     assert [one.searched[0].plan.kind for one in found] == [PlanKind.EXACT] * 3
     assert not is_long(prepare(snapshot, query).work_bytes)
+
+
+@pytest.mark.parametrize("dimensions_min", [1, 17], ids=["codes", "values"])
+def test_a_scan_in_place_of_codes_and_one_of_values_answer_alike(
+    monkeypatch: pytest.MonkeyPatch, dimensions_min: int
+) -> None:
+    monkeypatch.setattr("storage.search.CODED_DIMENSIONS_MIN", dimensions_min)
+    rows = [Row(str(number), vector.tolist()) for number, vector in enumerate(VECTORS)]
+    snapshot = snapshot_of(Metric.COSINE, [rows], dimensions=16, graph=no_row)
+
+    found = search(snapshot, query_of(VECTORS[42].tolist(), 7, recall=1.0))
+
+    scores = flat.scores(Metric.COSINE, VECTORS, VECTORS[42])
+    assert [hit.id for hit in found.hits] == [str(row) for row in np.argsort(-scores)[:7].tolist()]
+    assert [hit.score for hit in found.hits] == np.sort(scores)[::-1][:7].tolist()
