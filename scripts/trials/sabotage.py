@@ -72,6 +72,7 @@ _TESTS = {
 }
 _PARTS = (
     Catcher("sabotage_unsynced_commits", part="power", trials=40),
+    Catcher("sabotage_separate_progress", part="crash", trials=64),
     Catcher("sabotage_early_answers", part="power", trials=160),
     Catcher("sabotage_unsynced_files", part="power", trials=320),
     Catcher("sabotage_unchecked_files", part="rot", trials=64),

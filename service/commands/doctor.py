@@ -9,10 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 from service.commands.failure import EXIT_FAILED, CommandFailed
-from storage.backends.sqlite.catalogue import SELECT
+from storage.backends.sqlite.catalogue import SELECT, check_row
 from storage.backends.sqlite.database import Reader, Row
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.inspection import Part, inspect_index, structure
+from storage.backends.sqlite.migrate import is_current
 from storage.backends.sqlite.salvage import salvage
 from storage.errors import StorageError
 from storage.records import IndexConfig, Metric
@@ -35,11 +36,19 @@ def run_doctor(settings: Settings, *, mend: bool) -> int:
     if mend and _is_in_use(data):
         raise CommandFailed("a worker is using the data folder; stop Headrace, then run doctor --salvage again")
     try:
+        if not is_current(data.control, "control"):
+            raise CommandFailed(f"{data.path} was written by an older Headrace; run `headrace migrate` first")
         with closing(Reader(data.control)) as reader:
             wrong = [f"control.db: {line}" for line in structure(reader)]
-            rows = reader.rows(f"{SELECT} WHERE deleted_us = 0 ORDER BY account, indexes.name")
+            rows = reader.rows(f"{SELECT} ORDER BY account, indexes.name")
     except StorageError as error:
         raise CommandFailed(f"the catalogue cannot be read, restore it from a backup: {error}") from error
+    for row in rows:
+        try:
+            check_row(row)
+        except StorageError as error:
+            wrong.append(str(error))
+    rows = [row for row in rows if not row[-1]]
     for line in wrong:
         _say(f"catalogue: DAMAGED\n    {line}")
     ill = len(wrong)

@@ -24,6 +24,13 @@ CREATE TABLE slots (
     PRIMARY KEY (index_id, name)
 ) STRICT, WITHOUT ROWID;
 
+-- What the rows of an index were when they were last written, so that a flipped bit is damage and not a deletion.
+-- An index of an older program has none.
+CREATE TABLE index_sums (
+    id TEXT PRIMARY KEY,
+    checksum INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE secrets (
     name TEXT PRIMARY KEY,
     value BLOB NOT NULL

@@ -33,10 +33,12 @@ from storage.backends.sqlite.archive import (
     pack_manifest,
     unpack_manifest,
 )
-from storage.backends.sqlite.database import Reader, translated
+from storage.backends.sqlite.catalogue import SELECT, check_row
+from storage.backends.sqlite.database import Reader, Row, translated
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.inspection import HEAD_SQL, Part, inspect_log, inspect_state
+from storage.backends.sqlite.migrate import is_current
 from storage.backends.sqlite.state import Manifest, SegmentRow
 from storage.errors import BackupRefused, SegmentDamaged, StateDamaged, StorageError, StoreBusy
 from storage.files import TEMPORARY_PREFIX, fsync_folder, full_disk_told, write_whole
@@ -63,6 +65,8 @@ def back_up(data: DataFolder, target: Path, *, program: str) -> BackupManifest:
     """
     if not data.control.is_file():
         raise StateDamaged(f"{data.path} is no data folder: it has no {data.control.name}")
+    if not is_current(data.control, "control"):
+        raise StateDamaged(f"{data.control} was written by an older Headrace; run `headrace migrate` first")
     if target.suffix != ".tar":
         return _into_folder(data, target, program)
     staging = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{uuid.uuid4().hex}")
@@ -144,7 +148,10 @@ class _Copying:
         self.files.append(self._copy_database(self._data.control, control))
         with closing(Reader(self._target / control)) as reader:
             live = reader.rows(LIVE_SQL)
+            self._leave_out_damaged(reader.rows(SELECT))
         for id, account, name in live:
+            if id in {one.id for one in self.left_out}:
+                continue
             try:
                 kept, files = self._index(id, account, name)
             except StorageError as error:
@@ -154,6 +161,14 @@ class _Copying:
                 continue
             self.indexes.append(kept)
             self.files += files
+
+    def _leave_out_damaged(self, rows: list[Row]) -> None:
+        """What the catalogue says of an index may be wrong, and that it was deleted as well."""
+        for row in rows:
+            try:
+                check_row(row)
+            except StateDamaged as error:
+                self.left_out.append(LeftOut(id=row[0], account=row[1], name=row[2], reason=str(error)))
 
     def _lives(self, id: str) -> bool:
         with closing(Reader(self._data.control)) as reader:

@@ -28,6 +28,7 @@ from storage.backends.sqlite.archive import (
     place_of,
     unpack_manifest,
 )
+from storage.backends.sqlite.catalogue import SELECT, SUM_SQL, row_sum
 from storage.backends.sqlite.database import Reader, Statements, translated
 from storage.backends.sqlite.driver import Connection, connect
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
@@ -186,6 +187,7 @@ def finish(draft: Path, manifest: BackupManifest, *, until: str = "") -> None:
     """Make what was laid out a data folder: check every database and index, forget who worked on it, migrate."""
     data = DataFolder(draft)
     check_schema(data.control, "control")
+    migrate(data.control, "control")
     _check_catalogue(data, manifest)
     for index in manifest.indexes:
         folder = IndexFolder(data.indexes / index.id)
@@ -253,11 +255,17 @@ def _check_catalogue(data: DataFolder, manifest: BackupManifest) -> None:
     with translated(data.control):
         connection = connect(f"{data.control.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         try:
-            live = {id for (id,) in connection.execute("SELECT id FROM indexes WHERE deleted_us = 0").fetchall()}
-            for id in live - known:
+            rows = connection.execute(SELECT).fetchall()
+            live = {row[0] for row in rows if not row[-1]}
+            damaged = {row[0] for row in rows if row[-2] not in (None, row_sum(row))}
+            for id in (live | damaged) - known:
                 connection.execute("UPDATE indexes SET deleted_us = max(modified_us, 1) WHERE id = ?", (id,))
+                [row] = connection.execute(f"{SELECT} WHERE indexes.id = ?", (id,)).fetchall()
+                connection.execute(SUM_SQL, (id, row_sum(row)))
         finally:
             connection.close()
+    if damaged & known:
+        raise BackupRefused(f"the catalogue of the backup is damaged in the row of index {min(damaged & known)}")
     if known - live:
         raise BackupRefused(f"the backup has an index {min(known - live)} that its catalogue does not name")
 
