@@ -93,7 +93,7 @@ def unpack_vectors(body: bytes) -> Batch:
             metadata=_texts("meta", rows, sections),
             values=values,
         )
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
         raise BatchDamaged(f"a packed body of {rows} vectors lacks or contradicts a section: {error!r}") from error
 
 
@@ -167,9 +167,12 @@ def _sections(body: bytes) -> tuple[int, dict[str, memoryview]]:
     if version > VERSION:
         raise BatchDamaged(f"a packed body has format {version}; this program reads up to {VERSION}")
     sections = {}
-    for number in range(count):
-        name, offset, length = _ENTRY.unpack_from(view, _HEAD.size + number * _ENTRY.size)
-        sections[name.rstrip(b"\0").decode()] = view[offset : offset + length]
+    try:
+        for number in range(count):
+            name, offset, length = _ENTRY.unpack_from(view, _HEAD.size + number * _ENTRY.size)
+            sections[name.rstrip(b"\0").decode()] = view[offset : offset + length]
+    except (struct.error, ValueError) as error:
+        raise BatchDamaged(f"a packed body has no table of {count} sections: {error!r}") from error
     return rows, sections
 
 

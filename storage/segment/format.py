@@ -205,7 +205,7 @@ def unpack_document(content: bytes) -> SegmentDocument:
     """Read what `pack_document` wrote. Raises SegmentDamaged, SchemaTooNew."""
     try:
         return _unpack(orjson.loads(content))
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise SegmentDamaged(f"a {DOCUMENT} lacks or contradicts a key: {error!r}") from error
 
 

@@ -47,10 +47,7 @@ def is_proxied(request: web.Request) -> bool:
 def call_of(request: web.Request) -> Call:
     """What the request means. Raises Refusal when its address leaves that open."""
     found = request.match_info
-    if "operation" in found:
-        operation = found["operation"]
-    else:
-        operation = URL(request.headers.get(MINIFLARE_URL, "")).path.strip("/")
+    operation = found["operation"] if "operation" in found else _operation_of(request.headers.get(MINIFLARE_URL, ""))
     return Call(account=account_of(request), index=_index_of(request), operation=operation)
 
 
@@ -73,6 +70,13 @@ def unwrapped(request: web.Request) -> web.Request:
     if MINIFLARE_CONTENT_TYPE in request.headers:
         headers[hdrs.CONTENT_TYPE] = request.headers[MINIFLARE_CONTENT_TYPE]
     return request.clone(headers=headers)
+
+
+def _operation_of(url: str) -> str:
+    try:
+        return URL(url).path.strip("/")
+    except ValueError as error:
+        raise Refusal(Code.PARAMETER_INVALID, f"the header {MINIFLARE_URL} is no address: {error!s:.80}") from error
 
 
 def _index_of(request: web.Request) -> str:

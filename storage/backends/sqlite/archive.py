@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 import orjson
 
@@ -93,6 +94,9 @@ class BackupManifest:
         object.__setattr__(self, "by_path", {file.path: file for file in self.files})
 
 
+Kept = TypeVar("Kept", KeptFile, KeptIndex, LeftOut)
+
+
 def place_of(path: str) -> str:
     """Where a file of a backup belongs in a data folder. Raises BackupRefused for one that no backup has."""
     for form, place in _FORMS:
@@ -104,9 +108,9 @@ def place_of(path: str) -> str:
 
 def pack_manifest(manifest: BackupManifest) -> bytes:
     """Spell a manifest."""
-    fields = asdict(manifest)
-    del fields["by_path"]
-    line = orjson.dumps({"format": VERSION, **fields})
+    spelled = asdict(manifest)
+    del spelled["by_path"]
+    line = orjson.dumps({"format": VERSION, **spelled})
     return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
 
 
@@ -116,21 +120,30 @@ def unpack_manifest(content: bytes) -> BackupManifest:
     if hashlib.sha256(line).hexdigest().encode() != checksum.strip():
         raise BackupRefused(f"{MANIFEST} is not what was written: its checksum differs")
     try:
-        fields = orjson.loads(line)
-        version = fields.pop("format")
+        found = orjson.loads(line)
+        version = found.pop("format")
         if version != VERSION:
             raise BackupRefused(f"the backup has format {version}; this program reads {VERSION}")
         manifest = BackupManifest(
-            created_ms=int(fields["created_ms"]),
-            program=str(fields["program"]),
-            files=tuple(KeptFile(**file) for file in fields["files"]),
-            indexes=tuple(KeptIndex(**index) for index in fields["indexes"]),
-            left_out=tuple(LeftOut(**index) for index in fields["left_out"]),
+            created_ms=int(found["created_ms"]),
+            program=str(found["program"]),
+            files=tuple(_typed(KeptFile, file) for file in found["files"]),
+            indexes=tuple(_typed(KeptIndex, index) for index in found["indexes"]),
+            left_out=tuple(_typed(LeftOut, index) for index in found["left_out"]),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise BackupRefused(f"{MANIFEST} lacks or contradicts a key: {error!r}") from error
     _check(manifest)
     return manifest
+
+
+def _typed(kind: type[Kept], given: dict[str, Any]) -> Kept:
+    """One entry of a manifest, whose every value is of the kind it should be. Raises TypeError."""
+    kept = kind(**given)
+    wrong = [field.name for field in fields(kept) if type(getattr(kept, field.name)).__name__ != field.type]
+    if wrong:
+        raise TypeError(f"{wrong[0]} of {kind.__name__} is {given[wrong[0]]!r:.80}")
+    return kept
 
 
 def _check(manifest: BackupManifest) -> None:
@@ -146,5 +159,5 @@ def _check(manifest: BackupManifest) -> None:
     missing = sorted(needed - set(places))
     if missing:
         raise BackupRefused(f"the backup lacks {', '.join(missing[:3])}")
-    if any(type(file.bytes) is not int or file.bytes < 0 for file in manifest.files):
+    if any(file.bytes < 0 for file in manifest.files):
         raise BackupRefused("the backup has a file of no possible size")

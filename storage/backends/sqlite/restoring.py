@@ -73,9 +73,9 @@ class _Archive:
     path: Path
 
     def manifest(self) -> bytes:
-        with tarfile.open(self.path, mode="r:") as archive:
-            member = archive.next()
-            if member is None or member.name != MANIFEST or not member.isreg() or member.size > MANIFEST_BYTES_MAX:
+        with _opened(self.path) as archive:
+            member = _next(archive)
+            if member is None or member.name != MANIFEST or not _is_plain(member) or member.size > MANIFEST_BYTES_MAX:
                 raise BackupRefused(f"{self.path} is no backup: it does not begin with {MANIFEST}")
             content = archive.extractfile(member)
             assert content is not None, "a plain file"
@@ -83,11 +83,11 @@ class _Archive:
 
     def each(self, manifest: BackupManifest) -> Iterator[tuple[KeptFile, IO[bytes]]]:
         left = dict(manifest.by_path)
-        with tarfile.open(self.path, mode="r:") as archive:
-            archive.next()
-            while (member := archive.next()) is not None:
+        with _opened(self.path) as archive:
+            _next(archive)
+            while (member := _next(archive)) is not None:
                 kept = left.pop(member.name, None)
-                if kept is None or not member.isreg() or member.size != kept.bytes:
+                if kept is None or not _is_plain(member) or member.size != kept.bytes:
                     raise BackupRefused(
                         f"{self.path} has a member {member.name!r} that its manifest does not name so; "
                         "it was changed, or is none"
@@ -97,6 +97,30 @@ class _Archive:
                 yield kept, content
         if left:
             raise BackupRefused(f"{self.path} lacks {min(left)}, which its manifest names")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """An archive. Opening it reads its first head already."""
+    try:
+        archive = tarfile.open(path, mode="r:")  # noqa: SIM115 (closed below)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise BackupRefused(f"{path} cannot be read as an archive: {error!r:.200}") from error
+    with archive:
+        yield archive
+
+
+def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member. Raises BackupRefused for a head that the reader of archives does not foresee."""
+    try:
+        return archive.next()
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise BackupRefused(f"the backup cannot be read as an archive: {error!r:.200}") from error
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether what it has is what it takes: a sparse file of a kilobyte may be read as a terabyte."""
+    return member.isreg() and not member.issparse()
 
 
 def restore(backup: Path, target: Path, *, until: str = "", log_from: Path | None = None) -> BackupManifest:
