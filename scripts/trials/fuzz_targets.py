@@ -49,7 +49,7 @@ from storage.errors import (
     SchemaTooNew,
     SegmentDamaged,
 )
-from storage.filters import Compare, Comparison, FilterRules, from_json, holds, to_json
+from storage.filters import FilterRules, from_json, holds, to_json
 from storage.limits import CLOUDFLARE, RELAXED
 from storage.records import Action, IndexId, Sequence
 from storage.segment.columns import StoredColumn
@@ -188,9 +188,7 @@ def column(data: bytes) -> None:
     with _scratch() as folder, suppress(SegmentDamaged):
         content = data[: -CHECKSUM_BYTES or None]
         (folder / "c").write_bytes(content + xxhash.xxh3_128_digest(content))
-        stored = StoredColumn.open(folder / "c")
-        for operand in (1, "x", True):
-            stored.mask(Compare(("k",), Comparison.EQ, operand), FilterRules())
+        StoredColumn.open(folder / "c")
 
 
 def archive(data: bytes) -> None:
