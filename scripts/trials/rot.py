@@ -185,7 +185,8 @@ def _checkpoint(docs: Path) -> None:
 def _family(file: str) -> str:
     if file.startswith("segments/"):
         return "segments"
-    return {"HEAD": "the log", "log.db": "the log", "state.db": "the state"}[file.removesuffix("-wal")]
+    databases = {"HEAD": "the log", "log.db": "the log", "state.db": "the state"}
+    return databases.get(file.removesuffix("-wal"), "notes")
 
 
 def _choose(dice: random.Random, docs: Path) -> Fault:
@@ -416,7 +417,7 @@ async def _salvage(folder: Path) -> list[str]:
     stop = asyncio.Event()
     working = asyncio.create_task(loop.run(stop))
     try:
-        if not await store.wait_applied(spec, await store.head(spec), 15):
+        if not await store.wait_applied(spec, await store.head(spec), 120):
             return ["salvage failed", "what was salvaged is not applied"]
         model = models["docs"].rows[len(models["docs"].ids)]
         page = await store.list_page(spec, ListRequest(count=100_000, rules=RULES, include_records=True))

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -69,6 +70,7 @@ def launch(module: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", *(("scripts.trials.preloaded", preload) if preload else ()), module)
 
 
+Found = TypeVar("Found")
 Row = tuple[bytes, int, str]
 """What the model keeps of a vector: its values, its colour, its namespace."""
 
@@ -253,8 +255,8 @@ class Questions:
         if self._name != "docs":
             ids = [f"o{number}" for number in range(80)]
         spec = self._spec()
-        found = await self._store.records(spec, ids)
-        rows = self._expected.rows[self._store.progress(spec).applied]
+        applied, found = await self._unmoved(spec, lambda: self._store.records(spec, ids))
+        rows = self._expected.rows[applied]
         for id, record in zip(ids, found, strict=True):
             wanted = rows.get(id)
             have = None if record is None else (record.values, record.metadata, record.namespace)
@@ -263,8 +265,15 @@ class Questions:
                 return f"{id} is {have and have[1:]}, not {should and should[1:]}"
         return ""
 
-    async def _listing(self) -> str:
-        spec = self._spec()
+    async def _unmoved(self, spec: IndexSpec, ask: Callable[[], Awaitable[Found]]) -> tuple[int, Found]:
+        """An answer, and the mutation it is as of: asked again when more was applied meanwhile."""
+        while True:
+            before = self._store.progress(spec).applied
+            found = await ask()
+            if self._store.progress(spec).applied == before:
+                return before, found
+
+    async def _walk(self, spec: IndexSpec) -> list[str]:
         found: list[str] = []
         cursor = ""
         while True:
@@ -272,8 +281,12 @@ class Questions:
             found += page.ids
             cursor = page.next_cursor
             if not cursor:
-                break
-        wanted = sorted(self._expected.rows[self._store.progress(spec).applied])
+                return found
+
+    async def _listing(self) -> str:
+        spec = self._spec()
+        applied, found = await self._unmoved(spec, lambda: self._walk(spec))
+        wanted = sorted(self._expected.rows[applied])
         return "" if found == wanted else f"{len(found)} ids listed, not {len(wanted)}, or others"
 
     async def _statuses(self) -> str:
