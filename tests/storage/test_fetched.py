@@ -100,11 +100,11 @@ def test_a_search_under_a_filter_is_the_same_whether_its_rows_are_fetched_or_not
     assert not is_long(prepare(snapshot, query).work_bytes)
 
 
-@pytest.mark.parametrize("dimensions_min", [1, 17], ids=["codes", "values"])
+@pytest.mark.parametrize("bytes_min", [1, 1 << 30], ids=["codes", "values"])
 def test_a_scan_in_place_of_codes_and_one_of_values_answer_alike(
-    monkeypatch: pytest.MonkeyPatch, dimensions_min: int
+    monkeypatch: pytest.MonkeyPatch, bytes_min: int
 ) -> None:
-    monkeypatch.setattr("storage.search.CODED_DIMENSIONS_MIN", dimensions_min)
+    monkeypatch.setattr("storage.search.CODED_BYTES_MIN", bytes_min)
     rows = [Row(str(number), vector.tolist()) for number, vector in enumerate(VECTORS)]
     snapshot = snapshot_of(Metric.COSINE, [rows], dimensions=16, graph=no_row)
 
