@@ -146,7 +146,8 @@ async def test_a_query_that_is_meant_to_hurt_is_refused(docs: Service, case: str
     assert refused(answer) == (400, code), answer.text
 
 
-TOP_KS = [b"0", b"-1", b"101", b"1000000000000", b"9223372036854775808", b"1e308", b"1.5", b"true", b'"5"', b"[1]"]
+OTHER_TOP_KS = [b"true", b'"5"', b"[1]"]
+TOP_KS = [b"0", b"-1", b"101", b"1000000000000", b"9223372036854775808", b"1e308", b"1.5", *OTHER_TOP_KS]
 
 
 @pytest.mark.parametrize("top_k", TOP_KS)
@@ -154,8 +155,7 @@ async def test_a_topk_nobody_can_answer_is_refused_before_memory_is_taken_for_it
     with bounded(2):
         answer = await docs.post("docs/query", b'{"vector":' + orjson.dumps(axis(0)) + b',"topK":' + top_k + b"}")
 
-    assert answer.status == 400, answer.text
-    assert refused(answer)[1] in (40025, 40026)
+    assert refused(answer) == (400, 40026 if top_k in OTHER_TOP_KS else 40025), answer.text
 
 
 FILTERS: dict[str, Any] = {
@@ -177,22 +177,29 @@ async def test_a_filter_that_is_meant_to_hurt_is_refused(docs: Service, case: st
     with bounded(60):
         answer = await sent(docs, "docs/query", orjson.dumps({"vector": axis(0), "filter": FILTERS[case]}))
 
-    assert answer.status == 400, answer.text
-    assert refused(answer)[1] in (49009, 40026)
+    assert refused(answer) == (400, 49009), answer.text
+
+
+IDS: dict[str, tuple[object, int]] = {
+    "100,000": ([str(n) for n in range(100_000)], 40007),
+    "one of a million": (["x" * MIB], 40008),
+    "none": ([], 40026),
+    "a number": ([1], 40026),
+    "nothing": ([None], 40026),
+    "a list": ([["a"]], 40026),
+    "text": ("a", 40026),
+    "an object": ({"a": 1}, 40026),
+}
 
 
 @pytest.mark.parametrize("operation", ["get_by_ids", "delete_by_ids"])
-@pytest.mark.parametrize(
-    "ids",
-    [[str(n) for n in range(100_000)], ["x" * MIB], [1], [None], [["a"]], "a", {"a": 1}],
-    ids=["100,000", "one of a million", "a number", "nothing", "a list", "text", "an object"],
-)
-async def test_ids_that_are_too_many_or_none_are_refused(docs: Service, operation: str, ids: object):
+@pytest.mark.parametrize("case", IDS)
+async def test_ids_that_are_too_many_or_none_are_refused(docs: Service, operation: str, case: str):
+    ids, code = IDS[case]
     with bounded(60):
         answer = await sent(docs, f"docs/{operation}", orjson.dumps({"ids": ids}))
 
-    assert answer.status == 400, answer.text
-    assert refused(answer)[1] in (40007, 40008, 40026)
+    assert refused(answer) == (400, code), answer.text
 
 
 @pytest.mark.parametrize(
@@ -299,7 +306,7 @@ async def test_a_path_that_leads_elsewhere_leads_nowhere(docs: Service, path: st
     async with docs.session.request(method, URL(f"{docs.url}{V2}/{path}{rest}", encoded=True)) as response:
         text = await response.read()
 
-    assert response.status in (400, 404), text
+    assert response.status == 404, text
     assert b"Traceback" not in text
     assert orjson.loads(text)["success"] is False
     assert (await docs.get("docs/info")).result["vectorCount"] == 1
