@@ -265,6 +265,27 @@ async def test_what_builds_of_earlier_epochs_left_behind_is_removed(running):
     await ask(running.store, spec, model)
 
 
+async def test_a_draft_that_a_killed_back_fill_left_in_a_segment_is_removed(eager):
+    async with running_on(replace(eager, merge_idle_ms=1 << 40, segments_max=100)) as running:
+        spec = await running.index(dimensions=DIMENSIONS)
+        model, look = Model(Metric.COSINE), Look(running, spec)
+        await write(running, spec, model, 1)
+        await until(look.is_settled)
+        await running.stop_worker()
+        [segment] = look.segments()
+        columns = look.folder.segments / segment / layout.COLUMNS
+        columns.mkdir(exist_ok=True)
+        (columns / ".tmp-left").write_bytes(b"half a column")
+
+        await running.start_worker()
+        await write(running, spec, model, 1, begin=1)
+        await until(lambda: look.state().sealed_through == 2)
+
+        assert segment in look.segments()
+        assert not list(columns.iterdir())
+        await ask(running.store, spec, model)
+
+
 async def test_a_damaged_merge_leaves_what_it_was_made_from(running, monkeypatch):
     """The inputs of a merge are the only other copy of its rows: they go when it is proved, not before."""
     spec = await running.index(dimensions=DIMENSIONS)

@@ -33,7 +33,7 @@ from storage.errors import StateDamaged, StorageError
 from storage.files import TEMPORARY_PREFIX, fsync_folder
 from storage.records import IndexId, IndexSpec, MetadataIndex, Sequence
 from storage.reserve import Reserve
-from storage.segment.format import SegmentInfo
+from storage.segment.format import COLUMNS, SegmentInfo
 from storage.settings import Settings
 from storage.snapshot import Snapshot
 
@@ -384,6 +384,10 @@ class WorkIndex:
             # What is not named as builds name it is not ours to judge.
             if name not in kept and epoch is not None and epoch < self.epoch:
                 await asyncio.to_thread(shutil.rmtree, self.folder.segments / name, ignore_errors=True)
+        for name in kept:
+            # A back-fill that was killed: nobody ever names a draft, and who writes one still fails to publish it.
+            for draft in (self.folder.segments / name / COLUMNS).glob(f"{TEMPORARY_PREFIX}*"):
+                await asyncio.to_thread(draft.unlink, missing_ok=True)
 
     async def rest(self) -> bool:
         """Leave the state small: free pages returned, the WAL empty. True when there are more to return."""
