@@ -10,7 +10,7 @@ import pytest
 from storage.backends.sqlite.database import Reader, Statements
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
-from storage.backends.sqlite.inspection import is_certain
+from storage.backends.sqlite.inspection import is_certain, is_certain_of
 from storage.backends.sqlite.publishing import condemn
 from storage.backends.sqlite.state import StateReader, labels_of
 from storage.batch import pack_json
@@ -122,7 +122,14 @@ async def test_a_condemned_state_stays_condemned(state):
             reader.state()
 
 
-def test_what_cannot_be_read_now_is_not_damage():
+def test_what_cannot_be_read_now_is_not_damage(tmp_path):
+    no_database = StateDamaged("state.db cannot be read as a database: file is not a database")
+
     assert is_certain(StateDamaged("state.db is damaged: rows are not what was written in vectors"))
-    assert is_certain(StateDamaged("state.db cannot be read as a database: file is not a database"))
     assert not is_certain(StateDamaged("state.db: out of memory"))
+    # SQLite says that of a page it could not read, too: it is certain where every byte can be read.
+    assert not is_certain(no_database)
+    (tmp_path / "state.db").write_bytes(b"no database")
+    assert is_certain_of(tmp_path / "state.db", no_database)
+    (tmp_path / "state.db-wal").mkdir()
+    assert not is_certain_of(tmp_path / "state.db", no_database)

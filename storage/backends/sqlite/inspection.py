@@ -107,7 +107,7 @@ def is_certain(error: Exception) -> bool:
     return not isinstance(error, StorageError) or any(words in str(error) for words in DAMAGE_WORDS)
 
 
-def _is_certain_of(path: Path, error: Exception) -> bool:
+def is_certain_of(path: Path, error: Exception) -> bool:
     """The same of a database, closed by now, all of which may be read to be certain.
 
     Not in a process that has it open: closing the file would take the locks of SQLite away.
@@ -149,7 +149,7 @@ def _inspect_once(folder: IndexFolder, *, deep: bool, pace: Pace) -> tuple[Findi
         raise
     except (StorageError, TypeError, ValueError, OverflowError) as error:
         message = f"state.db cannot be read: {error}"
-        findings.append(Finding(Part.STATE, message, is_certain=_is_certain_of(folder.state, error)))
+        findings.append(Finding(Part.STATE, message, is_certain=is_certain_of(folder.state, error)))
     try:
         findings += inspect_log(folder.log, manifest, witness, deep=deep)
         if manifest is not None and not any(one.part is not Part.DERIVED for one in findings):
@@ -158,7 +158,7 @@ def _inspect_once(folder: IndexFolder, *, deep: bool, pace: Pace) -> tuple[Findi
         raise
     except (StorageError, TypeError, ValueError, OverflowError) as error:
         message = f"log.db cannot be read: {error}"
-        findings.append(Finding(Part.LOG, message, is_certain=_is_certain_of(folder.log, error)))
+        findings.append(Finding(Part.LOG, message, is_certain=is_certain_of(folder.log, error)))
     return tuple(findings)
 
 
