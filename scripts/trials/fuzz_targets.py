@@ -128,7 +128,8 @@ def query(data: bytes) -> None:
 def ids(data: bytes) -> None:
     """A list of ids; and its values are counted alike, however it is cut."""
     size, data = (data[:1] or b"\0")[0] + 1, data[1:]
-    whole, cut = Marks(0), Marks(0)
+    # More than fewer than none are too many at once, so that every mark is told from those in strings.
+    whole, cut = Marks(-1), Marks(-1)
     for marks, step in ((whole, max(1, len(data))), (cut, size)):
         for start in range(0, len(data), step):
             marks.feed(data[start : start + step])
@@ -162,7 +163,7 @@ def filters(data: bytes) -> None:
 
 def cursor(data: bytes) -> None:
     """A cursor that nobody here made is refused."""
-    text = data.decode("utf-8", "surrogatepass" if data[:1] == b"\xed" else "replace")
+    text = data.decode("utf-8", "surrogateescape")
     with suppress(CursorInvalid, CursorExpired):
         unseal(text, b"secret", index=IndexId("i"), about="x", now_ms=0, horizon=Sequence(0))
         raise Wrong("it was taken")
