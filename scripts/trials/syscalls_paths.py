@@ -130,21 +130,29 @@ _SEGMENTS = (
 """Three segments with dead rows, one after the other."""
 _MERGED = (*_SEGMENTS, Stage(settings=MERGING, until=_merged))
 
-BEFORE_MIGRATIONS = {
-    "state": "DROP TABLE sums; DROP TABLE log_damage;",
-    "control": "DROP TABLE tokens; DROP TABLE token_changes; DROP TABLE token_uses;",
-}
-"""What leads back to the first schema."""
+TABLES_SQL = "SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'migrations'"
+
+
+def _later_tables(kind: str) -> set[str]:
+    """What migrations after the first have made."""
+    known = []
+    with contextlib.closing(connect(":memory:", isolation_level=None)) as connection:
+        for step in migrations(kind):
+            connection.executescript(step.sql)
+            known.append({name for (name,) in connection.execute(TABLES_SQL).fetchall()})
+    return known[-1] - known[0]
 
 
 def as_of_old(folder: Path) -> None:
     """Make the databases what the first version of their schema wrote."""
     data = DataFolder(folder / "data")
-    for kind, sql in BEFORE_MIGRATIONS.items():
+    for kind in ("state", "control"):
+        later = _later_tables(kind)
+        assert later, "there is something to migrate"
+        drops = "".join(f"DROP TABLE {name};" for name in sorted(later))
         for path in [data.control] if kind == "control" else data.indexes.glob("*/state.db"):
             with contextlib.closing(connect(path, isolation_level=None)) as connection:
-                connection.executescript(f"BEGIN; {sql} DELETE FROM migrations WHERE number > 1; COMMIT;")
-                assert len(migrations(kind)) > 1, "there is something to migrate"
+                connection.executescript(f"BEGIN; {drops} DELETE FROM migrations WHERE number > 1; COMMIT;")
 
 
 def _back_up(folder: Path) -> None:
