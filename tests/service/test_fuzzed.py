@@ -67,7 +67,8 @@ MANIFESTS = {
     "an index without a name": {"files": [GOOD], "indexes": [INDEX | NUMBERS | {"id": 7}]},
     "an index with half a head": {"files": [GOOD], "indexes": [INDEX | NUMBERS | {"head": "1"}]},
     "files that are text": {"files": "abc"},
-    "a time beyond any number": {"files": [GOOD], "created_ms": "9" * 5_000},
+    "a time that is text": {"files": [GOOD], "created_ms": "9" * 5_000},
+    "a time beyond 64 bits": {"files": [GOOD], "created_ms": 1e33},
 }
 
 

@@ -124,8 +124,10 @@ def unpack_manifest(content: bytes) -> BackupManifest:
         version = found.pop("format")
         if version != VERSION:
             raise BackupRefused(f"the backup has format {version}; this program reads {VERSION}")
+        if type(found["created_ms"]) is not int:  # Of a number beyond 64 bits the parser makes a float.
+            raise BackupRefused(f"{MANIFEST} says that it was made at {found['created_ms']!r:.80}")
         manifest = BackupManifest(
-            created_ms=int(found["created_ms"]),
+            created_ms=found["created_ms"],
             program=str(found["program"]),
             files=tuple(_typed(KeptFile, file) for file in found["files"]),
             indexes=tuple(_typed(KeptIndex, index) for index in found["indexes"]),
