@@ -3,8 +3,8 @@
 A full disk stops more than writes. SQLite needs a few pages beside a database before it can so much as read it, and a
 delete, which is how somebody makes room, has to be logged first. So a part of the disk is taken while there is plenty.
 When something that must go on meets a full disk, half of the file is given back and the thing is tried again; whatever
-else wants to be written is refused from then on, until the file is whole again. The file is the whole truth, so
-every process on the data folder sees the same, and nothing has to be told.
+else wants to be written is refused from then on, until there is room for a whole file again. That is read off the file
+system and the file each time, so every process on the data folder sees the same, and nothing has to be told.
 
 The worker makes the file and makes it whole again; everybody may give of it.
 """
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,9 +55,20 @@ class Room:
         return self.wanted_bytes // LOW_SHARE
 
     @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the reserve was given away."""
+        return self.kept_bytes >= self.wanted_bytes * WHOLE_SHARE
+
+    @property
+    def can_be_whole(self) -> bool:
+        """Whether there is room for what is missing of the reserve, and beside it."""
+        # Twice the least, or it would be short again with the next write.
+        return self.free_bytes - (self.wanted_bytes - self.kept_bytes) >= 2 * self.low_bytes
+
+    @property
     def is_short(self) -> bool:
-        """Whether only what frees room may be written."""
-        return self.kept_bytes < self.wanted_bytes * WHOLE_SHARE or self.free_bytes < self.low_bytes
+        """Whether only what frees room may be written: never while there is room, whatever the file is like."""
+        return self.free_bytes < self.low_bytes if self.is_whole else not self.can_be_whole
 
 
 class Reserve:
@@ -135,32 +147,53 @@ class Reserve:
 
         It may take as long as the file system takes to find the space, so not on an event loop.
         """
-        room = self._look()
         kept = self._kept_bytes()
-        missing = room.wanted_bytes - (kept or 0)
-        is_whole = kept is not None and kept >= room.wanted_bytes * WHOLE_SHARE
-        # Twice the least, or it would be short again with the next write.
-        if not room.wanted_bytes or is_whole or room.free_bytes - missing < 2 * room.low_bytes:
+        room = replace(self._look(), kept_bytes=kept or 0)
+        if not room.wanted_bytes or (kept is not None and room.is_whole) or not room.can_be_whole:
             return False
-        # A new one has its name when it is whole: one that is empty yet would say that all of it was given away.
-        path = self._folder / f"{TEMPORARY_PREFIX}{FILE}" if kept is None else self._file
+        # A new one has its name when it is whole: what was made of it so far is not what was left of it.
+        path = self._file if kept is not None else self._folder / f"{TEMPORARY_PREFIX}{FILE}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, room.wanted_bytes)
+            if not self._is_ours(descriptor, path) or not _take(descriptor, room.wanted_bytes, kept or 0):
+                return False
             if kept is None:
                 path.rename(self._file)
-        except OSError as error:
-            # Somebody was quicker with the space; what was taken of it is given back, or it would count as kept.
-            os.ftruncate(descriptor, kept or 0)
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINTR}:
-                raise
-            return False
         finally:
             os.close(descriptor)
         self._looked_at = -LOOKED_S
         if kept is not None:
             log.info("disk.has_room", kept_bytes=room.wanted_bytes)
         return True
+
+    def _is_ours(self, descriptor: int, path: Path) -> bool:
+        """Whether this process alone makes the file that has this name; the lock ends with the descriptor."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # Another worker may have made it, and given it its name, between the look and the lock.
+        try:
+            is_named = os.path.samestat(os.fstat(descriptor), path.stat())
+        except FileNotFoundError:
+            return False
+        if is_named and path != self._file and self._file.exists():
+            path.unlink()
+            return False
+        return is_named
+
+
+def _take(descriptor: int, size: int, before: int) -> bool:
+    """Make a file so large, of space that is there; False when somebody was quicker with the space."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        # What was taken is given back, or it would count as kept; and what was given meanwhile stays given.
+        os.ftruncate(descriptor, min(before, os.fstat(descriptor).st_size))
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINTR}:
+            raise
+        return False
+    return True
 
 
 def make_room_to_start(folder: Path) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from scripts.crash import UP, Write, compare
 from scripts.trials.full_load import PATIENCE_S, PAUSE_S, Broken, Client, Load, check, fill_indexes, read_all
 from scripts.trials.report import Journal, Trial
+from storage.reserve import FILE as RESERVE
 from tests.contract.program import Program, running
 
 SHORT = 6
@@ -150,6 +151,7 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "somebody-elses-file"
+        self._reserve = folder / RESERVE
 
     def fill(self, leave_bytes: int) -> None:
         """Take everything but so many bytes."""
@@ -164,6 +166,13 @@ class Disk:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece)
                 except OSError:
                     piece //= 2  # Somebody wrote meanwhile.
+
+    def wait_for_reserve(self) -> None:
+        """Until a worker has made the reserve, or made it whole: deletes go on for as long as there is one."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._reserve.exists() or self._reserve.stat().st_size < RESERVE_BYTES:
+            check(time.monotonic() < deadline, "the reserve is whole when there is space")
+            time.sleep(PAUSE_S)
 
     def free(self) -> None:
         """Give everything back."""
@@ -196,6 +205,7 @@ class Cycle:
 
     def run(self) -> None:
         """Fill, ask, delete, write, free, and wait until writes are acknowledged again."""
+        self._disk.wait_for_reserve()
         time.sleep(self._dice.uniform(0, 0.3))
         with self._disk.full(self._pages_left * 4096):
             ends = time.monotonic() + self._held_s
@@ -235,6 +245,7 @@ class Cycle:
 
     def start_on_full_disk(self) -> None:
         """Kill everything, fill the disk, start: reads are answered, and writes once there is space."""
+        self._disk.wait_for_reserve()
         self._program.end(signal.SIGKILL)
         with self._disk.full():
             self._program.start()

@@ -189,3 +189,79 @@ def test_writes_are_let_through_while_the_first_one_is_made(
     assert reserve.keep()
     assert seen
     assert [path.name for path in disk.folder.iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize("left", [0, WANTED // 2, WANTED - PAGE], ids=["nothing", "half", "most"])
+def test_writes_are_never_refused_where_there_is_room(left: int, reserve: Reserve, disk: Disk) -> None:
+    """Whatever the file is like: nobody may have come to make it whole yet."""
+    os.truncate(disk.folder / FILE, left)
+    reserve.check()
+    disk.free_bytes = WANTED
+    with pytest.raises(StoreFull):
+        reserve.check()
+
+
+def test_where_what_was_given_is_filled_again_writes_are_refused(reserve: Reserve, disk: Disk) -> None:
+    """Writes leave the room that a whole reserve takes."""
+    disk.free_bytes = WANTED
+    assert reserve.give()
+    disk.free_bytes = WANTED + WANTED // 2
+    reserve.check()
+    disk.free_bytes -= PAGE
+    with pytest.raises(StoreFull):
+        reserve.check()
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["made", "made whole"])
+def test_workers_that_make_it_at_once_leave_it_whole(is_new: bool, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_new:
+        (disk.folder / FILE).touch()
+    allocate = os.posix_fallocate
+    made = []
+
+    def allocate_beside_another(descriptor: int, begin: int, size: int) -> None:
+        if not made:
+            made.append("the other came meanwhile")
+            assert not Reserve(disk.folder, WANTED).keep()
+        allocate(descriptor, begin, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate_beside_another)
+    assert Reserve(disk.folder, WANTED).keep()
+    assert made
+    assert [(path.name, path.stat().st_size) for path in disk.folder.iterdir()] == [(FILE, WANTED)]
+
+
+@pytest.mark.parametrize("moment", ["before it opens", "before it locks"])
+def test_a_worker_that_comes_too_late_leaves_what_another_made(
+    moment: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file, others = os.open, [Reserve(disk.folder, WANTED)]
+
+    def open_late(path: Path, *flags: int) -> int:
+        early = open_file(path, *flags) if moment == "before it locks" or not others else None
+        while others:
+            assert others.pop().keep()
+        return open_file(path, *flags) if early is None else early
+
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.reserve.os.open", open_late)
+        assert not Reserve(disk.folder, WANTED).keep()
+    assert [(path.name, path.stat().st_size) for path in disk.folder.iterdir()] == [(FILE, WANTED)]
+
+
+def test_what_was_given_while_it_is_made_whole_stays_given(
+    reserve: Reserve, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not put back as a hole, which would count as room."""
+    disk.free_bytes = WANTED
+    assert reserve.give()
+
+    def filled(*_: int) -> None:
+        os.truncate(disk.folder / FILE, WANTED // 4)
+        raise OSError(28, "No space left on device")
+
+    disk.free_bytes = 2 * WANTED
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", filled)
+        assert not reserve.keep()
+    assert (disk.folder / FILE).stat().st_size == WANTED // 4
