@@ -31,8 +31,9 @@ SHORT = 6
 FULL = 1_000
 BLOCK = 25
 """Cycles of one start of the server."""
-DISK_BYTES = 96 * 1024 * 1024
-RESERVE_BYTES = 2 * 1024 * 1024
+DISK_BYTES = 320 * 1024 * 1024
+RESERVE_BYTES = 8 * 1024 * 1024
+"""Enough for half a second of deletes as fast as they come: deletes go on for as long as some of it is left."""
 PROMISE = "a full disk: reads and deletes go on, writes resume by themselves"
 START = 1_000_000
 """What is added to the number of a cycle for the start on a full disk that follows it."""
