@@ -231,3 +231,18 @@ async def test_of_two_workers_that_take_an_index_at_once_one_has_it(alone):
         for index in indexes:
             await index.close()
         await workshop.close()
+
+
+async def test_an_index_whose_folder_another_worker_took_away_has_no_orphans_to_remove(alone):
+    spec = await alone.index()
+    workshop = await Workshop.open(alone.settings)
+    index = await workshop.open_index(spec.id)
+    try:
+        await index.take("worker", index.state())
+        index.folder.path.rename(index.folder.path.with_name("taken-away"))
+
+        await index.remove_orphans()
+    finally:
+        index.epoch = 0
+        await index.close()
+        await workshop.close()

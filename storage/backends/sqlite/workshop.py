@@ -377,7 +377,10 @@ class WorkIndex:
         The folder is listed before the manifest is read: a name that the later manifest does not have was never
         published, and no worker of an older epoch can publish it now.
         """
-        names = [path.name for path in self.folder.segments.iterdir()]
+        try:
+            names = [path.name for path in self.folder.segments.iterdir()]
+        except FileNotFoundError:
+            return  # The index was deleted, and another worker has taken its folder away.
         kept = {row.name for row in self.segments()} | {*self.garbage()}
         for name in names:
             epoch = _epoch_of(name)
