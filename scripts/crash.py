@@ -210,8 +210,11 @@ def until(what: str, holds: Callable[[], bool]) -> None:
         time.sleep(PAUSE_S)
 
 
-def kill(program: Program, dice: random.Random) -> str:
-    """Kill something without a warning, and bring the whole back; says what it was."""
+def kill(program: Program, dice: random.Random, wait: Callable[[str, Callable[[], bool]], None]) -> str:
+    """Kill something without a warning, and bring the whole back; says what it was.
+
+    `wait` waits for what must happen, and raises when it does not.
+    """
     victim = dice.choice(["worker", "worker", "service-1", "service-2", "children", "supervisor"])
     some = [program.child(name) for name in ("worker", "service-1", "service-2")]
     # One may have died in an earlier kill, with no successor that is ready yet: its number may be anybody's now.
@@ -219,7 +222,7 @@ def kill(program: Program, dice: random.Random) -> str:
     match victim:
         case "supervisor":
             program.end(signal.SIGKILL)
-            until("children end with their supervisor", lambda: not any(is_alive(pid) for pid in children))
+            wait("children end with their supervisor", lambda: not any(is_alive(pid) for pid in children))
             program.start()
         case "children":
             _kill(*children)
@@ -308,7 +311,7 @@ def run(folder: Path, *, kills: int, seed: int) -> None:
                 time.sleep(dice.uniform(0.05, 3.0))
                 goal = load.count + dice.randrange(1, 60)
                 until("writes go on after a kill", lambda goal=goal: load.count >= goal or bool(load.failed))  # type: ignore[misc]
-                killed.append(kill(program, dice))
+                killed.append(kill(program, dice, until))
         compare(api, load)
         until("something is built", lambda: bool(program.events("build.published")))
         compare(api, load)

@@ -52,7 +52,7 @@ def main() -> int:
     print(table(done))
     broken = [trial for trial in done if trial.is_violation]
     for trial in broken:
-        print(f"VIOLATION {trial.promise}, trial {trial.number}: {trial.verdict}: {trial.what}: {trial.note}")
+        print(f"VIOLATION {trial}")
     return 1 if broken else 0
 
 

@@ -13,7 +13,6 @@ import asyncio
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import closing
@@ -23,11 +22,11 @@ from pathlib import Path
 import orjson
 
 from scripts.trials.clocks_shift import VARIABLE, set_clock
-from scripts.trials.report import Journal, Trial
-from scripts.trials.subject import launch
+from scripts.trials.report import Trial, Trials
+from scripts.trials.subject import fast_folder, launch
 from scripts.trials.workers import check_folder, check_log
 from scripts.trials.workers_client import ACCOUNT, Client, Refused
-from scripts.trials.workers_crew import PATIENCE_S, RESTLESS, ROOT, Crew, Stuck, crew, fast_folder, send
+from scripts.trials.workers_crew import PATIENCE_S, RESTLESS, ROOT, Crew, Stuck, crew, send
 from scripts.trials.workers_load import Broken, check
 from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
@@ -266,21 +265,11 @@ def _kept(folder: IndexFolder) -> list[str]:
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the sessions that were not done yet; a replayed trial is its session up to it."""
-    journal = Journal(results / f"clocks-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    sessions = range(-(-trials // PER_SESSION)) if replay is None else [replay // PER_SESSION]
-    for session in sessions:
-        first = session * PER_SESSION
-        last = min(trials, first + PER_SESSION) if replay is None else replay + 1
-        if all(number in done for number in range(first, last)):
-            continue
-        for trial in _session(seed, range(first, last)):
-            done[trial.number] = trial
-            if replay is None:
-                journal.add(trial)
-            if trial.is_violation or replay is not None:
-                sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]
+    done = Trials(results / f"clocks-{seed}.jsonl", replay)
+    for numbers in done.blocks(trials, PER_SESSION):
+        for trial in _session(seed, numbers):
+            done.note(trial)
+    return done.result(range(trials))
 
 
 def _session(seed: int, numbers: range) -> list[Trial]:

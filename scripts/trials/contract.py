@@ -24,7 +24,7 @@ from typing import Any
 
 from scripts.benchmark.environments import NotInstalled, environment
 from scripts.trials.contract_narrowing import ACCOUNT, DIMENSIONS, INDEX, narrowed, narrowed_to_acceptable
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
 
 SHORT = 2
 FULL = 2_000
@@ -56,23 +56,17 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
         python = environment("schemathesis", REQUIREMENTS)
     except NotInstalled as error:
         return [_not_run(f"schemathesis, and a package index to install it from ({error})")]
-    journal = Journal(results / f"contract-{trials}-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
+    done = Trials(results / f"contract-{trials}-{seed}.jsonl", replay)
     with tempfile.TemporaryDirectory(prefix="headrace-contract-") as scratch, _service(Path(scratch)) as url:
         documents = _documents(url)
         for mode, document in documents.items():
             (Path(scratch) / f"{mode}.json").write_text(json.dumps(document))
         (Path(scratch) / "schemathesis.toml").write_text(CONFIG)
         every = _all(documents)
-        wanted = [every[replay]] if replay is not None else [one for one in every.values() if one[0] not in done]
-        for some in _goes(wanted, trials):
+        for some in _goes([every[number] for number in done.wanted(every)], trials):
             for trial in _ask(python, Path(scratch), url, some, trials, seed):
-                done[trial.number] = trial
-                if replay is None:
-                    journal.add(trial)
-                else:
-                    print(trial.note)
-    return [done[number] for number in sorted(done)]
+                done.note(trial)
+    return done.result(every)
 
 
 Asked = tuple[int, str, str]

@@ -8,12 +8,10 @@ Most folders have processes of their own, which start again at once; every tenth
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,18 +21,19 @@ from pathlib import Path
 
 import orjson
 
+from scripts.crash import kill
 from scripts.trials.crash_backups import Backups
 from scripts.trials.crash_check import Checker
 from scripts.trials.crash_load import Api, Broken, Line, Load, check, until
 from scripts.trials.crash_processes import SETTINGS, WORKER, Crew
 from scripts.trials.crash_writes import DIMENSIONS
-from scripts.trials.report import Journal, Trial
-from scripts.trials.subject import launch
+from scripts.trials.report import Trial, Trials
+from scripts.trials.subject import fast_folder, launch
 from storage.backends.sqlite.folder import DRAFT_PREFIX, DataFolder
 from storage.backends.sqlite.inspection import inspect_index
 from storage.records import IndexId
 from storage.settings import Settings
-from tests.contract.program import Program, is_alive, running
+from tests.contract.program import Program, running
 
 SHORT = 20
 FULL = 3_000
@@ -49,27 +48,18 @@ CREATE = {"name": "docs", "config": {"dimensions": DIMENSIONS, "metric": "euclid
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the kills that were not done yet. A replay does all of the same folder."""
-    journal = Journal(results / f"crash-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    wanted = range(replay - replay % KILLS, replay + 1) if replay is not None else range(trials)
-    for block, numbers in itertools.groupby(wanted, lambda number: number // KILLS):
-        left = [number for number in numbers if number not in done]
-        kills = supervised_kills if block % SUPERVISED == SUPERVISED - 1 else _kills
+    done = Trials(results / f"crash-{seed}.jsonl", replay)
+    for numbers in done.blocks(trials, KILLS):
+        left = done.missing(numbers)
+        kills = supervised_kills if left[0] // KILLS % SUPERVISED == SUPERVISED - 1 else _kills
         while left:
-            with tempfile.TemporaryDirectory(prefix="headrace-crash-", dir=_fast_folder()) as scratch:
+            with tempfile.TemporaryDirectory(prefix="headrace-crash-", dir=fast_folder()) as scratch:
                 for trial in kills(Path(scratch), seed, left):
                     left = left[1:]
-                    done[trial.number] = trial
-                    if replay is None:
-                        journal.add(trial)
+                    done.note(trial)
                     if trial.is_violation:
                         shutil.copytree(scratch, results / f"crash-{seed}-{trial.number}", dirs_exist_ok=True)
-                        sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    return [trial for number, trial in sorted(done.items()) if number in wanted]
-
-
-def _fast_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+    return done.result(range(trials))
 
 
 class _Verdicts:
@@ -189,7 +179,7 @@ def supervised_kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Tr
                     time.sleep(dice.uniform(0.0, 1.0))
                     goal = load.count + dice.randrange(1, 30)
                     until("writes go on after a kill", lambda goal=goal: load.count >= goal or bool(load.failed))  # type: ignore[misc]
-                    verdicts.add(number, _kill_supervised(program, dice))
+                    verdicts.add(number, f"killed {kill(program, dice, until)}")
                     if (number + 1) % CHECKED == 0:
                         load.pause()
                         checker.all(load)
@@ -211,27 +201,3 @@ def _after_supervised(program: Program, line: Line, load: Load, checker: Checker
     program.start()
     checker.all(load)
     check(program.stop() == 0, "the server stops cleanly again")
-
-
-def _kill_supervised(program: Program, dice: random.Random) -> str:
-    """Kill something without a warning, and bring the whole back; says what it was."""
-    victim = dice.choice(["worker", "worker", "service-1", "service-2", "children", "supervisor"])
-    some = [program.child(name) for name in ("worker", "service-1", "service-2")]
-    # One may have died in an earlier kill, with no successor that is ready yet: its number may be anybody's now.
-    children = [pid for pid in some if program.has_child(pid)]
-    match victim:
-        case "supervisor":
-            program.end(signal.SIGKILL)
-            until("children end with their supervisor", lambda: not any(is_alive(pid) for pid in children))
-            program.start()
-        case "children":
-            _end(*children)
-        case _:
-            _end(*{program.child(victim)}.intersection(children))
-    return f"killed {victim}"
-
-
-def _end(*pids: int) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)

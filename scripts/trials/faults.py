@@ -25,7 +25,7 @@ from pathlib import Path
 
 from scripts.crash import UP, compare
 from scripts.trials.full_load import PATIENCE_S, PAUSE_S, Broken, Client, Load, check, fill_indexes, read_all
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
 from tests.contract.program import Program, running
 
 SHORT = 6
@@ -92,19 +92,11 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
         return [
             Trial(number=0, promise=PROMISE.format(call="any"), what="", verdict="not run", seconds=0, note=MISSING)
         ]
-    journal = Journal(results / f"faults-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    blocks = [range(first, min(first + BLOCK, trials)) for first in range(0, trials, BLOCK)]
-    for numbers in blocks if replay is None else [range(replay, replay + 1)]:
-        if all(number in done for number in numbers):
-            continue
+    done = Trials(results / f"faults-{seed}.jsonl", replay)
+    for numbers in done.blocks(trials, BLOCK) if replay is None else [range(replay, replay + 1)]:
         for trial in _block(numbers, seed):
-            done[trial.number] = trial
-            if replay is None:
-                journal.add(trial)
-            if trial.is_violation:
-                sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]
+            done.note(trial)
+    return done.result(range(trials))
 
 
 MISSING = "strace that may attach to processes (root, or a kernel that lets it)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +18,10 @@ from typing import Any
 
 import orjson
 
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
+from scripts.trials.subject import fast_folder
 from scripts.trials.workers_client import PAUSE_S, Client, Refused
-from scripts.trials.workers_crew import PATIENCE_S, RESTLESS, Crew, Stuck, crew, fast_folder
+from scripts.trials.workers_crew import PATIENCE_S, RESTLESS, Crew, Stuck, crew
 
 SHORT = 400
 FULL = 100_000
@@ -188,24 +188,14 @@ class Person:
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the rounds that were not done yet."""
-    journal = Journal(results / f"fresh-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    numbers = [replay] if replay is not None else [number for number in range(trials) if number not in done]
-
-    def note(trial: Trial) -> None:
-        done[trial.number] = trial
-        if replay is None:
-            journal.add(trial)
-        if trial.is_violation or replay is not None:
-            sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-
-    if numbers:
+    done = Trials(results / f"fresh-{seed}.jsonl", replay)
+    if numbers := done.wanted(range(trials)):
         with (
             tempfile.TemporaryDirectory(prefix="headrace-fresh-", dir=fast_folder()) as folder,
             crew(Path(folder), services=SERVICES, workers=1, environ=CALMER, level="warning") as some,
         ):
-            asyncio.run(_rounds(some, seed, iter(numbers), note))
-    return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]
+            asyncio.run(_rounds(some, seed, iter(numbers), done.note))
+    return done.result(range(trials))
 
 
 async def _rounds(some: Crew, seed: int, numbers: Iterator[int], note: Callable[[Trial], None]) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from scripts.crash import UP, Write, compare
 from scripts.trials.full_load import PATIENCE_S, PAUSE_S, Broken, Client, Load, check, fill_indexes, read_all
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
 from storage.reserve import FILE as RESERVE
 from tests.contract.program import Program, running
 
@@ -45,24 +45,19 @@ INSIDE = "HEADRACE_TRIALS_INSIDE"
 
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
-    """Do the blocks that were not done yet; a number stands for one trial of a seed."""
+    """Do the blocks that were not done yet. A replay does the cycles of its block up to it, and the start after it."""
     if not _can_mount():
         return _run_inside(trials, seed, results, replay)
-    journal = Journal(results / f"full-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    for first in range(0, trials, BLOCK):
-        numbers = range(first, min(first + BLOCK, trials))
-        if replay is not None and replay not in numbers:
-            continue
-        if all(number in done for number in numbers):
-            continue
+    done = Trials(results / f"full-{seed}.jsonl", replay if replay is None else replay % START)
+    for numbers in done.blocks(trials, BLOCK):
         for trial in _block(numbers, seed):
-            done[trial.number] = trial
-            if replay is None:
-                journal.add(trial)
-            if trial.is_violation:
-                sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    return [trial for number, trial in sorted(done.items()) if number % START < trials or replay is not None]
+            done.note(trial)
+    return done.result(_with_starts(trials))
+
+
+def _with_starts(trials: int) -> set[int]:
+    """Numbers of so many cycles, and of the starts that follow them."""
+    return {*range(trials), *range(START, START + trials)}
 
 
 def _can_mount() -> bool:
@@ -101,8 +96,7 @@ def _run_inside(trials: int, seed: int, results: Path, replay: int | None) -> li
     command += ["--seed", str(seed), "--results", str(results.absolute())]
     command += ["--replay", str(replay)] if replay is not None else []
     subprocess.run(command, env=os.environ | {INSIDE: "1"}, stdout=subprocess.DEVNULL, check=False)
-    done = Journal(results / f"full-{seed}.jsonl").done()
-    return [trial for number, trial in sorted(done.items()) if number % START < trials]
+    return Trials(results / f"full-{seed}.jsonl", None).result(_with_starts(trials))
 
 
 def _block(numbers: range, seed: int) -> Iterator[Trial]:

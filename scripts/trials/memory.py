@@ -13,7 +13,6 @@ import os
 import random
 import resource
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -27,7 +26,7 @@ import orjson
 
 from scripts.trials.full import KEEP
 from scripts.trials.full_load import PATIENCE_S, PAUSE_S, Broken, Client, check
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
 from tests.contract.program import Program, is_alive, running
 
 SHORT = 2
@@ -55,23 +54,14 @@ Confine = Callable[[int], None]
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the trials that were not done yet; a number stands for one trial of a seed."""
-    journal = Journal(results / f"memory-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    missing: dict[int, Trial] = {}
-    for number in [replay] if replay is not None else range(trials):
-        if number in done:
-            continue
+    done = Trials(results / f"memory-{seed}.jsonl", replay)
+    for number in done.wanted(range(trials)):
         way = WAYS[number % len(WAYS)]
         if way == WAYS[0] and _cgroups() is None:
-            missing[number] = _trial_of(number, way, "", "not run", 0, "memory cgroups that may be made (root)")
-            continue
-        trial = done[number] = _trial(number, seed, way)
-        if replay is None:
-            journal.add(trial)
-        if trial.is_violation:
-            sys.stderr.write(f"{number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    found = sorted((done | missing).items())
-    return [trial for number, trial in found if number < trials or replay is not None]
+            done.note(_trial_of(number, way, "", "not run", 0, "memory cgroups that may be made (root)"))
+        else:
+            done.note(_trial(number, seed, way))
+    return done.result(range(trials))
 
 
 def _trial_of(number: int, way: str, what: str, verdict: str, seconds: float, note: str) -> Trial:

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
 
 SHORT = 4
 FULL = 2_000
@@ -26,19 +26,13 @@ PROCESS_S = 3_600
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Make the walks that were not made yet; `replay` makes the walks again that one number was made with."""
     steps = STEPS if trials >= WALKS else STEPS_SHORT
-    journal = Journal(results / f"model-{steps}-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
+    done = Trials(results / f"model-{steps}-{seed}.jsonl", replay)
     for first in range(0, trials, WALKS) if replay is None else (replay // WALKS * WALKS,):
         count = min(WALKS, trials - first)
-        if all(number in done for number in range(first, first + count)):
-            continue
-        for trial in _walks(first, count, steps, f"{seed}-{first}"):
-            done[trial.number] = trial
-            if replay is None:
-                journal.add(trial)
-            elif trial.note:
-                print(trial.note)
-    return [done[number] for number in sorted(done)]
+        if done.missing(range(first, first + count)):
+            for trial in _walks(first, count, steps, f"{seed}-{first}"):
+                done.note(trial)
+    return done.result(range(trials))
 
 
 def _walks(first: int, count: int, steps: int, seed: str) -> list[Trial]:

@@ -9,7 +9,6 @@ Backups onto the same file system are made on the way; one that had ended before
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import shutil
 import signal
@@ -27,7 +26,8 @@ from scripts.trials.crash_load import Api, Broken, Load
 from scripts.trials.crash_processes import Crew
 from scripts.trials.crash_writes import DIMENSIONS
 from scripts.trials.power_disk import Disk, missing
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
+from scripts.trials.subject import fast_folder
 
 SHORT = 10
 FULL = 750
@@ -42,31 +42,25 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
     """Do the cuts that were not done yet. A replay does those of the same file system before it as well."""
     # Whoever ends this early must not find the disk still mounted.
     signal.signal(signal.SIGTERM, _end)
-    journal = Journal(results / f"power-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    wanted = range(replay - replay % CUTS, replay + 1) if replay is not None else range(trials)
-    with tempfile.TemporaryDirectory(prefix="headrace-power-", dir=_fast_folder()) as scratch:
+    done = Trials(results / f"power-{seed}.jsonl", replay)
+    with tempfile.TemporaryDirectory(prefix="headrace-power-", dir=fast_folder()) as scratch:
         needs = {kind: missing(kind, _new(Path(scratch), f"try-{kind}")) for kind in sorted(set(KINDS))}
-        for block, numbers in itertools.groupby(wanted, lambda number: number // CUTS):
+        for numbers in done.blocks(trials, CUTS):
+            block = numbers[0] // CUTS
             kind = KINDS[block % len(KINDS)]
-            left = [number for number in numbers if number not in done]
+            left = done.missing(numbers)
             if needs[kind]:
-                done |= {number: _trial(number, kind, "", "not run", 0.0, needs[kind]) for number in left}
+                for number in left:
+                    done.note(_trial(number, kind, "", "not run", 0.0, needs[kind]))
                 continue
             for trial in _block(_new(Path(scratch), f"block-{block}"), kind, seed, left, results):
-                done[trial.number] = trial
-                if replay is None:
-                    journal.add(trial)
-    return [trial for number, trial in sorted(done.items()) if number in wanted]
+                done.note(trial)
+    return done.result(range(trials))
 
 
 def _end(number: int, _: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # A second one must not keep the first from its work.
     sys.exit(128 + number)
-
-
-def _fast_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def _new(scratch: Path, name: str) -> Path:
@@ -98,7 +92,6 @@ def _block(folder: Path, kind: str, seed: int, numbers: list[int], results: Path
                     broken = trial.is_violation
                     if broken:
                         _keep(disk, folder, results / f"power-{seed}-{trial.number}")
-                        sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
                     yield trial
                     if broken:
                         break

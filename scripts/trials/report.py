@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ class Trial:
     def is_violation(self) -> bool:
         """Whether a promise was broken."""
         return self.verdict not in VERDICTS
+
+    def __str__(self) -> str:
+        return f"{self.promise}, trial {self.number}: {self.verdict}: {self.what}: {self.note}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,49 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(trial)) + "\n")
+
+
+class Trials:
+    """Those of one part: what earlier runs did, and what this one does. A replay starts with none and keeps none."""
+
+    def __init__(self, path: Path, replay: int | None) -> None:
+        self._journal = Journal(path)
+        self._replay = replay
+        self._done = {} if replay is not None else self._journal.done()
+
+    def missing(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the numbers that were not done yet."""
+        return [number for number in numbers if number not in self._done]
+
+    def wanted(self, numbers: Iterable[int]) -> list[int]:
+        """What is to be done now: those that were not done yet, or the one that is replayed."""
+        return self.missing(numbers) if self._replay is None else [self._replay]
+
+    def blocks(self, trials: int, size: int) -> Iterator[range]:
+        """The same where `size` trials follow on each other: blocks with any that is missing, whole.
+
+        A replay takes what came before it in its block, and is the last.
+        """
+        numbers = range(trials) if self._replay is None else range(self._replay + 1)
+        begin = 0 if self._replay is None else self._replay - self._replay % size
+        for first in range(begin, len(numbers), size):
+            if self.missing(block := numbers[first : first + size]):
+                yield block
+
+    def note(self, trial: Trial) -> None:
+        """Remember one, and tell of a violation at once, or of whatever is replayed.
+
+        What could not be run is not kept: the next run may be where it can.
+        """
+        self._done[trial.number] = trial
+        if self._replay is None and trial.verdict != "not run":
+            self._journal.add(trial)
+        if trial.is_violation or self._replay is not None:
+            sys.stderr.write(f"{trial}\n")
+
+    def result(self, numbers: Container[int]) -> list[Trial]:
+        """What those came to that were done, by number; all that a replay did."""
+        return [trial for number, trial in sorted(self._done.items()) if number in numbers or self._replay is not None]
 
 
 def table(trials: Iterable[Trial]) -> str:

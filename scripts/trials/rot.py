@@ -24,8 +24,20 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scripts.trials.report import VERDICTS, Journal, Trial
-from scripts.trials.subject import ACCOUNT, BUSY, QUIET, RULES, Expected, Questions, Row, Verdict, Writer, make
+from scripts.trials.report import VERDICTS, Trial, Trials
+from scripts.trials.subject import (
+    ACCOUNT,
+    BUSY,
+    QUIET,
+    RULES,
+    Expected,
+    Questions,
+    Row,
+    Verdict,
+    Writer,
+    fast_folder,
+    make,
+)
 from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
@@ -66,28 +78,16 @@ class Fault:
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the trials that were not done yet; a number stands for one trial of a seed."""
-    journal = Journal(results / f"rot-{seed}.jsonl")
-    with tempfile.TemporaryDirectory(prefix="headrace-rot-", dir=_fast_folder()) as scratch:
+    done = Trials(results / f"rot-{seed}.jsonl", replay)
+    with tempfile.TemporaryDirectory(prefix="headrace-rot-", dir=fast_folder()) as scratch:
         template = Path(scratch) / "template"
         template.mkdir()
         _in_child(lambda: asyncio.run(make(template, seed)), Path(scratch) / "make.log")
         if not (template / "model.pickle").exists():
             raise SystemExit((Path(scratch) / "make.log").read_text()[-3000:])
-        done = {} if replay is not None else journal.done()
-        for number in [replay] if replay is not None else range(trials):
-            if number in done:
-                continue
-            trial = _trial(template, Path(scratch), seed, number, verbose=replay is not None)
-            done[number] = trial
-            if replay is None:
-                journal.add(trial)
-            if trial.is_violation:
-                sys.stderr.write(f"{number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]
-
-
-def _fast_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+        for number in done.wanted(range(trials)):
+            done.note(_trial(template, Path(scratch), seed, number, verbose=replay is not None))
+    return done.result(range(trials))
 
 
 def _in_child(work, log: Path, timeout_s: float = TRIAL_S) -> int:  # type: ignore[no-untyped-def]

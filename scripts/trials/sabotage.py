@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
 from scripts.trials.subject import PRELOAD
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,26 +92,22 @@ FULL = SHORT + len(_PARTS)
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Try every build against what must catch it; a number stands for one of `catchers()`."""
-    journal = Journal(results / f"sabotage-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    for number, catcher in enumerate(catchers()):
-        if number in done or (number != replay if replay is not None else number >= trials):
-            continue
-        started = time.monotonic()
+    done = Trials(results / f"sabotage-{seed}.jsonl", replay)
+    every = catchers()
+    for number in done.wanted(range(min(trials, len(every)))):
+        catcher, started = every[number], time.monotonic()
         verdict, note = _tried(catcher, seed, verbose=replay is not None)
-        done[number] = Trial(
-            number=number,
-            promise=f"sabotage: {BUILDS[catcher.build]}",
-            what=catcher.name,
-            verdict=verdict,
-            note=note,
-            seconds=round(time.monotonic() - started, 3),
+        done.note(
+            Trial(
+                number=number,
+                promise=f"sabotage: {BUILDS[catcher.build]}",
+                what=catcher.name,
+                verdict=verdict,
+                note=note,
+                seconds=round(time.monotonic() - started, 3),
+            )
         )
-        if replay is None:
-            journal.add(done[number])
-        if done[number].is_violation:
-            sys.stderr.write(f"{number}: {verdict}: {catcher.build}: {catcher.name}: {note}\n")
-    return [trial for _, trial in sorted(done.items())]
+    return done.result(range(trials))
 
 
 def _tried(catcher: Catcher, seed: int, *, verbose: bool) -> tuple[str, str]:

@@ -25,9 +25,10 @@ import orjson
 from scripts.crash import GROUPS, IDS, row_of
 from scripts.trials.report import Journal, Trial
 from scripts.trials.soak_samples import BACKLOG_MAX, BOUNDS, WAL_BYTES_MAX, Sample, growth, sample
+from scripts.trials.subject import fast_folder
 from scripts.trials.workers import check_folder, check_log
 from scripts.trials.workers_client import Client, Refused
-from scripts.trials.workers_crew import RESTLESS, Crew, Stuck, crew, fast_folder, send
+from scripts.trials.workers_crew import RESTLESS, Crew, Stuck, crew, send
 from scripts.trials.workers_load import Broken, Load
 
 SHORT = 2

@@ -75,6 +75,11 @@ Row = tuple[bytes, int, str]
 """What the model keeps of a vector: its values, its colour, its namespace."""
 
 
+def fast_folder() -> str | None:
+    """Where scratch data goes: memory, where there is some, because these trials are not about the disk."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
 @dataclass
 class Expected:
     """What an index must answer, as of every sequence."""

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from scripts.trials import syscalls_trace
 from scripts.trials.crash_check import Checker
 from scripts.trials.crash_load import Broken, Load, check, until
 from scripts.trials.crash_writes import Write
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
+from scripts.trials.subject import fast_folder
 from scripts.trials.syscalls_paths import CALM, ROUTES, Route, Stage
 from scripts.trials.syscalls_site import History, Site, Step, break_if_asked, on_site, settings_in
 from storage.backends.sqlite.archive import MANIFEST
@@ -50,21 +51,15 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
     needs = _in_child(lambda: syscalls_trace.missing(), Path(os.devnull))
     if needs:
         return [_trial(0, "every path", "", "not run", 0.0, needs)]
-    journal = Journal(results / f"syscalls-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    found = {}
-    with tempfile.TemporaryDirectory(prefix="headrace-syscalls-", dir=_fast_folder()) as scratch:
+    done = Trials(results / f"syscalls-{seed}.jsonl", replay)
+    numbers: set[int] = set()
+    with tempfile.TemporaryDirectory(prefix="headrace-syscalls-", dir=fast_folder()) as scratch:
         templates = _Templates(Path(scratch))
         for place, route in enumerate(ROUTES):
             if replay is not None and replay // NUMBERS != place:
                 continue
-            for trial in _route(place, route, templates, trials, done, replay):
-                found[trial.number] = trial
-                if replay is None and trial.number not in done:
-                    journal.add(trial)
-                if trial.is_violation:
-                    sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    return [trial for _, trial in sorted(found.items())]
+            numbers.update(_route(place, route, templates, trials, done, verbose=replay is not None))
+    return done.result(numbers)
 
 
 class _Templates:
@@ -103,35 +98,27 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copy(_history(source), _history(target))
 
 
-def _fast_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
 def _trial(number: int, route: str, what: str, verdict: str, seconds: float, note: str) -> Trial:
     promise = f"killed at a system call of {route}"
     return Trial(number=number, promise=promise, what=what, verdict=verdict, seconds=round(seconds, 3), note=note)
 
 
-def _route(
-    place: int, route: Route, templates: _Templates, trials: int, done: dict[int, Trial], replay: int | None
-) -> Iterator[Trial]:
-    """The trials of one path: at least one."""
+def _route(place: int, route: Route, templates: _Templates, trials: int, done: Trials, *, verbose: bool) -> list[int]:
+    """Try one path, at one call at least. The numbers of its trials, with those that were done before."""
     log = templates.scratch / "log"
     try:
         template = templates.of(route.before)
         calls = _attempt(route, template, templates.scratch / f"counting-{place}", kill_at=0, log=log)
     except Broken as error:
-        yield _trial(place * NUMBERS, route.name, "counting the calls", "broken promise", 0.0, str(error)[-1500:])
-        return
+        number = place * NUMBERS
+        done.note(_trial(number, route.name, "counting the calls", "broken promise", 0.0, str(error)[-1500:]))
+        return [number]
     share = max(1, trials // len(ROUTES))
     chosen = sorted({1 + int((number + 0.5) * len(calls) / share) for number in range(share)})
     wanted = range(1, len(calls) + 1) if share >= len(calls) else chosen
-    for call in [replay % NUMBERS] if replay is not None else wanted:
-        number = place * NUMBERS + call
-        if number in done:
-            yield done[number]
-            continue
-        started = time.monotonic()
+    numbers = [place * NUMBERS + call for call in wanted]
+    for number in done.wanted(numbers):
+        call, started = number % NUMBERS, time.monotonic()
         folder = templates.scratch / "trial"
         what, verdict, note = f"call {call} of {len(calls)}", "kept", ""
         try:
@@ -141,10 +128,11 @@ def _route(
             check(error is None, str(error))
         except Broken as error:
             verdict, note = "broken promise", str(error)[-2000:]
-        if replay is not None:
+        if verbose:
             print(log.read_text())
-        yield _trial(number, route.name, what, verdict, time.monotonic() - started, note)
+        done.note(_trial(number, route.name, what, verdict, time.monotonic() - started, note))
         shutil.rmtree(folder, ignore_errors=True)
+    return numbers
 
 
 def _attempt(route: Route, template: Path, folder: Path, *, kill_at: int, log: Path) -> list[str]:

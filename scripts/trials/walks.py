@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import sys
 import tempfile
 import time
 from bisect import bisect_left
@@ -21,9 +20,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from scripts.crash import Model
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
+from scripts.trials.subject import fast_folder
 from scripts.trials.workers_client import Client, Refused
-from scripts.trials.workers_crew import RESTLESS, Crew, Stuck, crew, fast_folder, send
+from scripts.trials.workers_crew import RESTLESS, Crew, Stuck, crew, send
 from scripts.trials.workers_load import Broken, Load, check, mutations_of
 
 SHORT = 16
@@ -111,17 +111,12 @@ class Walk:
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the walks that were not done yet; a replayed one is alone in its session."""
-    journal = Journal(results / f"walks-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    wanted = [replay] if replay is not None else [number for number in range(trials) if number not in done]
+    done = Trials(results / f"walks-{seed}.jsonl", replay)
+    wanted = done.wanted(range(trials))
     for session in sorted({number // PER_SESSION for number in wanted}):
         for trial in _session(seed, [number for number in wanted if number // PER_SESSION == session]):
-            done[trial.number] = trial
-            if replay is None:
-                journal.add(trial)
-            if trial.is_violation or replay is not None:
-                sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]
+            done.note(trial)
+    return done.result(range(trials))
 
 
 def _session(seed: int, numbers: list[int]) -> list[Trial]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.trials.report import Journal, Trial
+from scripts.trials.report import Trial, Trials
+from scripts.trials.subject import fast_folder
 from scripts.trials.workers_client import ACCOUNT, Refused
 from scripts.trials.workers_crew import (
     PATIENCE_S,
@@ -28,7 +28,6 @@ from scripts.trials.workers_crew import (
     Stuck,
     children_of,
     crew,
-    fast_folder,
     is_running,
     send,
 )
@@ -181,21 +180,11 @@ LOCKED = ("-shm", "log.lock", ".db")
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the sessions that were not done yet; a replayed trial is its whole session."""
-    journal = Journal(results / f"workers-{seed}.jsonl")
-    done = {} if replay is not None else journal.done()
-    sessions = range(-(-trials // PER_SESSION)) if replay is None else [replay // PER_SESSION]
-    for session in sessions:
-        first = session * PER_SESSION
-        last = min(trials, first + PER_SESSION) if replay is None else replay + 1
-        if all(number in done for number in range(first, last)):
-            continue
-        for trial in _session(seed, range(first, last)):
-            done[trial.number] = trial
-            if replay is None:
-                journal.add(trial)
-            if trial.is_violation or replay is not None:
-                sys.stderr.write(f"{trial.number}: {trial.verdict}: {trial.what}: {trial.note}\n")
-    return [trial for number, trial in sorted(done.items()) if number < trials or replay is not None]
+    done = Trials(results / f"workers-{seed}.jsonl", replay)
+    for numbers in done.blocks(trials, PER_SESSION):
+        for trial in _session(seed, numbers):
+            done.note(trial)
+    return done.result(range(trials))
 
 
 def _session(seed: int, numbers: range) -> list[Trial]:

@@ -46,11 +46,6 @@ class Stuck(Exception):
     """What must happen did not."""
 
 
-def fast_folder() -> str | None:
-    """Where scratch data goes: memory, where there is some, because these trials are not about the disk."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
 def is_running(pid: int) -> bool:
     """Whether the process is there; one that ended and was not reaped is not."""
     try:
