@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -51,14 +51,16 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
     done = Trials(results / f"crash-{seed}.jsonl", replay)
     for numbers in done.blocks(trials, KILLS):
         left = done.missing(numbers)
-        kills = supervised_kills if left[0] // KILLS % SUPERVISED == SUPERVISED - 1 else _kills
+        kills = _supervised_kills if left[0] // KILLS % SUPERVISED == SUPERVISED - 1 else _kills
         while left:
             with tempfile.TemporaryDirectory(prefix="headrace-crash-", dir=fast_folder()) as scratch:
                 for trial in kills(Path(scratch), seed, left):
                     left = left[1:]
                     done.note(trial)
                     if trial.is_violation:
-                        shutil.copytree(scratch, results / f"crash-{seed}-{trial.number}", dirs_exist_ok=True)
+                        # It is not at rest: files vanish while they are copied.
+                        with suppress(OSError, shutil.Error):
+                            shutil.copytree(scratch, results / f"crash-{seed}-{trial.number}", dirs_exist_ok=True)
     return done.result(range(trials))
 
 
@@ -67,20 +69,45 @@ class _Verdicts:
 
     def __init__(self, promise: str) -> None:
         self._promise = promise
-        self._waiting: list[tuple[int, str]] = []
+        self._waiting: dict[int, str] = {}
         self._started = time.monotonic()
 
-    def add(self, number: int, what: str) -> None:
-        self._waiting.append((number, what))
+    def begin(self, number: int, what: str = "before the kill") -> None:
+        """A kill is about to be done; or it was, and this is what was killed."""
+        self._waiting[number] = what
 
     def given(self, verdict: str, note: str) -> Iterator[Trial]:
         """A violation is that of the last kill before it was seen; which it was, nobody knows."""
         took = round((time.monotonic() - self._started) / max(1, len(self._waiting)), 3)
-        for place, (number, what) in enumerate(self._waiting):
-            is_last = place == len(self._waiting) - 1
-            outcome, told = (verdict, note) if is_last else ("kept", "")
+        for place, (number, what) in enumerate(self._waiting.items(), 1):
+            outcome, told = (verdict, note) if place == len(self._waiting) else ("kept", "")
             yield Trial(number=number, promise=self._promise, what=what, verdict=outcome, seconds=took, note=told)
-        self._waiting, self._started = [], time.monotonic()
+        self._waiting, self._started = {}, time.monotonic()
+
+
+def _killing(
+    load: Load,
+    checker: Checker,
+    verdicts: _Verdicts,
+    seed: int,
+    numbers: list[int],
+    kill: Callable[[random.Random], str],
+) -> Iterator[Trial]:
+    """Kill under load, and compare now and then and in the end. Raises Broken.
+
+    The verdict of the last kills is left to the caller, who looks at more: whatever breaks, a kill waits to be blamed.
+    """
+    with load.running(seed * 100_003 + numbers[0]):
+        for number in numbers:
+            verdicts.begin(number)
+            load.resume()
+            verdicts.begin(number, f"killed {kill(random.Random(seed * 1_000_003 + number))}")
+            if (number + 1) % CHECKED == 0 and number != numbers[-1]:
+                load.pause()
+                checker.all(load)
+                yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks")
+        load.pause()
+        checker.all(load)
 
 
 def _kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
@@ -89,23 +116,18 @@ def _kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
     with Crew(folder / "data", folder / "log", services=2) as crew:
         api, backups = Api(crew.line), Backups(folder, folder / "log")
         load, checker = Load(crew.line), Checker(api)
+
+        def kill_one(dice: random.Random) -> str:
+            backups.go_on(load, dice)
+            time.sleep(dice.uniform(0.0, 0.4))
+            check(not crew.fallen(), f"nothing ends by itself: {crew.fallen()}")
+            return _kill(crew, backups, dice)
+
+        verdicts.begin(numbers[0])
         try:
             crew.start()
             api.call("POST", "", orjson.dumps(CREATE))
-            with load.running(seed * 100_003 + numbers[0]):
-                for number in numbers:
-                    dice = random.Random(seed * 1_000_003 + number)
-                    load.resume()
-                    backups.go_on(load, dice)
-                    time.sleep(dice.uniform(0.0, 0.4))
-                    check(not crew.fallen(), f"nothing ends by itself: {crew.fallen()}")
-                    verdicts.add(number, _kill(crew, backups, dice))
-                    if (number + 1) % CHECKED == 0 and number != numbers[-1]:
-                        load.pause()
-                        checker.all(load)
-                        yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks")
-                load.pause()
-                checker.all(load)
+            yield from _killing(load, checker, verdicts, seed, numbers, kill_one)
             _at_the_end(folder, crew, load, checker, backups)
             yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks, {backups.done} backups")
         except Broken as error:
@@ -132,7 +154,7 @@ def _kill(crew: Crew, backups: Backups, dice: random.Random) -> str:
             crew.kill(victim)
             time.sleep(dice.uniform(0.0, 0.1))
             crew.start(victim)
-    return f"killed {victim}"
+    return victim
 
 
 def _at_the_end(folder: Path, crew: Crew, load: Load, checker: Checker, backups: Backups) -> None:
@@ -153,7 +175,7 @@ def _inspect(data: Path) -> None:
             check(not findings, f"nothing is damaged: {findings[:2]}")
 
 
-def as_environ(settings: Settings) -> dict[str, str]:
+def _environ_of(settings: Settings) -> dict[str, str]:
     """The variables that make those settings, where they are not the defaults."""
     usual = Settings()
     names = [one.name for one in fields(Settings) if one.name not in ("data", "limits", "log_format", "log_level")]
@@ -164,28 +186,23 @@ def as_environ(settings: Settings) -> dict[str, str]:
     }
 
 
-def supervised_kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
+def _supervised_kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
     """Kills of the children of a `headrace up`, or of itself. After a violation there is no other."""
     verdicts = _Verdicts("killed at random, supervised")
-    with running(folder, "--processes", "2", environ=as_environ(SETTINGS), launch=launch("service")) as program:
+    with running(folder, "--processes", "2", environ=_environ_of(SETTINGS), launch=launch("service")) as program:
         line = Line(program.port)
         load, checker = Load(line), Checker(Api(line))
+
+        def kill_one(dice: random.Random) -> str:
+            time.sleep(dice.uniform(0.0, 1.0))
+            goal = load.count + dice.randrange(1, 30)
+            until("writes go on after a kill", lambda: load.count >= goal or bool(load.failed))
+            return kill(program, dice, until)
+
+        verdicts.begin(numbers[0])
         try:
             Api(line).call("POST", "", orjson.dumps(CREATE))
-            with load.running(seed * 100_003 + numbers[0]):
-                for number in numbers:
-                    dice = random.Random(seed * 1_000_003 + number)
-                    load.resume()
-                    time.sleep(dice.uniform(0.0, 1.0))
-                    goal = load.count + dice.randrange(1, 30)
-                    until("writes go on after a kill", lambda goal=goal: load.count >= goal or bool(load.failed))  # type: ignore[misc]
-                    verdicts.add(number, f"killed {kill(program, dice, until)}")
-                    if (number + 1) % CHECKED == 0:
-                        load.pause()
-                        checker.all(load)
-                        yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks")
-                load.pause()
-                checker.all(load)
+            yield from _killing(load, checker, verdicts, seed, numbers, kill_one)
             _after_supervised(program, line, load, checker)
             _inspect(folder / "data")
             yield from verdicts.given("kept", f"{load.count} writes, {load.walks} walks")
