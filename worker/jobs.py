@@ -21,10 +21,8 @@ from storage.backends.sqlite.inspection import Finding, Part
 from storage.records import IndexConfig, IndexId, MetadataIndex, MetadataType, Metric, Sequence
 from storage.segment.format import SegmentInfo
 
-ANSWER_BYTES_MAX = 1024 * 1024
-
-
 NO_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "can't start new thread")
+"""What is in the last line of a builder that there was no memory for."""
 
 
 class BuildFailed(Exception):
@@ -101,7 +99,7 @@ class BuildAnswer:
         fields = orjson.loads(text)
         segment = fields["segment"]
         findings = tuple(
-            Finding(Part(one["part"]), one["message"], tuple(one["sequences"]), one["segment"], one["is_certain"])
+            Finding(**one | {"part": Part(one["part"]), "sequences": tuple(one["sequences"])})
             for one in fields["findings"]
         )
         return cls(**fields | {"segment": segment and SegmentInfo(**segment), "findings": findings})
@@ -118,7 +116,8 @@ async def run_builder(job: BuildJob) -> BuildAnswer:
         assert builder.stdout is not None
         assert builder.stderr is not None
         builder.stdin.write(job.to_text() + b"\n")
-        answer, errors = await asyncio.gather(builder.stdout.read(ANSWER_BYTES_MAX), builder.stderr.read())
+        # To their ends: a builder whose answer does not fit the pipe waits for its reader.
+        answer, errors = await asyncio.gather(builder.stdout.read(), builder.stderr.read())
         await builder.wait()
     finally:
         if builder.returncode is None:
