@@ -27,6 +27,7 @@ import structlog
 from storage.configuration import CHILD_VARIABLE, from_json, to_json
 from storage.errors import Damaged
 from storage.logs import configure_logs
+from storage.memory import give_back_at_rest, keep_freed_memory
 from storage.settings import Settings
 
 READY = b"ready\n"
@@ -101,6 +102,7 @@ def run_child(main: Main) -> int:
     configure_logs(handed.settings, process=handed.name)
     raise_open_files_limit()
     sys.setswitchinterval(SWITCH_S)
+    keep_freed_memory()
     return asyncio.run(_live(handed, main))
 
 
@@ -126,6 +128,7 @@ async def _live(handed: Inheritance, main: Main) -> int:
     drain_s = handed.settings.drain_timeout_ms / 1000
     watch = threading.Thread(target=_stop_with_parent, args=(parent, loop, stop, drain_s), daemon=True)
     watch.start()
+    resting = asyncio.create_task(give_back_at_rest(), name="give-back-at-rest")
     said_ready = False
 
     def ready() -> None:
@@ -141,6 +144,8 @@ async def _live(handed: Inheritance, main: Main) -> int:
     except Exception:
         log.exception("process.failed")
         return 1
+    finally:
+        resting.cancel()
     return 0
 
 
