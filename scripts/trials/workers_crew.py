@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.trials.subject import launch
+from tests.contract.program import lasting_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
@@ -70,7 +70,7 @@ class Member:
         self.name = name
         self._preload = preload
         self._level = level
-        self.port = 0
+        self.port = lasting_port()
         self._command = command
         self._folder = folder
         self._environ = environ
@@ -106,11 +106,8 @@ class Member:
             line = self._process.stdout.readline().decode() if selector.select(PATIENCE_S) else ""
         if not line:
             raise Stuck(f"{self.name} did not start: {self._log.read_text()[-2000:]}")
-        if self._command == "serve":
-            found = re.search(r"listens on https?://[^:]+:(\d+)", line)
-            if found is None:
-                raise Stuck(f"{self.name} said {line!r}")
-            self.port = int(found[1])
+        if self._command == "serve" and f":{self.port}" not in line:
+            raise Stuck(f"{self.name} said {line!r}")
 
     @property
     def supervisor(self) -> int:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +53,18 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def lasting_port() -> int:
+    """A free port that stays free while what listens on it is started again.
+
+    It is below those that systems give to connections, which may take any of theirs between an end and a start.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Program:
     """`headrace up` on one data folder. It may be started again after its end, and keeps its port then."""
 
@@ -58,6 +72,7 @@ class Program:
         self, folder: Path, *arguments: str, environ: dict[str, str] | None = None, launch: Sequence[str] = LAUNCH
     ) -> None:
         self.url = ""
+        self._port = lasting_port()
         self._launch = launch
         self._folder = folder
         self._arguments = arguments
@@ -91,7 +106,7 @@ class Program:
     def start(self) -> None:
         """Start it and wait until it says where it listens. Fails with its log when it ends instead."""
         assert self._process is None
-        command = [*self._launch, "up", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [*self._launch, "up", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--data", str(self._folder / "data"), "--log-format", "json", "--log-level", "debug"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
