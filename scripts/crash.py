@@ -221,8 +221,10 @@ def kill(program: Program, dice: random.Random, wait: Callable[[str, Callable[[]
     children = [pid for pid in some if program.has_child(pid)]
     match victim:
         case "supervisor":
+            # One that is being started has the port as well, and no number in the log yet.
+            orphans = program.children()
             program.end(signal.SIGKILL)
-            wait("children end with their supervisor", lambda: not any(is_alive(pid) for pid in children))
+            wait("children end with their supervisor", lambda: not any(is_alive(pid) for pid in orphans))
             program.start()
         case "children":
             _kill(*children)

@@ -160,6 +160,12 @@ class Program:
             return False
         return state != "Z" and int(parent) == self.supervisor
 
+    def children(self) -> list[int]:
+        """The processes that the supervisor has started and not buried, ready or not."""
+        return [
+            int(pid) for pid in Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children").read_text().split()
+        ]
+
     def kill_child(self, name: str) -> None:
         """Kill a child without a warning."""
         os.kill(self.child(name), signal.SIGKILL)
