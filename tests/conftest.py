@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +84,20 @@ def batch(ids, values, namespaces=None, metadata=None) -> Batch:
         metadata=tuple(metadata or [b""] * len(ids)),
         values=np.asarray(values, dtype=np.float32).reshape(len(ids), -1),
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder() -> Iterator[Path]:
+    """Where everything that is started here has its sockets and metrics; gone at the end, however tests ended.
+
+    It is named by the environment, which the product looks at, and Python here has looked at before.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="hr-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        patched.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 @pytest.fixture

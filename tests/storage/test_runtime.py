@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, metrics_f
 
 
 @pytest.fixture(autouse=True)
-def temporary_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # Short, because pytest's own folders are deeper than the name of a socket may be.
     with tempfile.TemporaryDirectory(prefix="hr-") as root:
-        monkeypatch.setattr(tempfile, "tempdir", root)
+        monkeypatch.setenv("TMPDIR", root)
         yield Path(root)
 
 
@@ -27,9 +28,10 @@ def test_two_spellings_of_one_data_folder_meet_in_one_runtime_folder(tmp_path: P
     assert runtime_folder(tmp_path / "other") != runtime_folder(tmp_path / "data")
 
 
-def test_the_folder_is_private_and_short_however_deep_the_data_is(tmp_path: Path) -> None:
+def test_the_folder_is_private_and_short_however_deep_the_data_is(tmp_path: Path, temporary_root: Path) -> None:
     folder = runtime_folder(tmp_path / ("deep/" * 100))
 
+    assert folder.parent == temporary_root
     assert folder.stat().st_mode & 0o777 == 0o700
     assert len(os.fsencode(folder)) <= 64
 
@@ -37,11 +39,12 @@ def test_the_folder_is_private_and_short_however_deep_the_data_is(tmp_path: Path
 def test_a_long_temporary_root_is_left_for_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / ("x" * 100)
     root.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(root))
+    monkeypatch.setenv("TMPDIR", str(root))
 
     folder = runtime_folder(tmp_path / "data")
 
     assert len(os.fsencode(folder)) <= 64
+    assert not list(root.iterdir())
     folder.rmdir()
 
 
