@@ -10,13 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import json
 import os
 import pickle
 import random
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -24,6 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scripts.trials.forked import HUNG, Ended, answered
 from scripts.trials.report import VERDICTS, Trial, Trials
 from scripts.trials.subject import (
     ACCOUNT,
@@ -82,43 +80,12 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
     with tempfile.TemporaryDirectory(prefix="headrace-rot-", dir=fast_folder()) as scratch:
         template = Path(scratch) / "template"
         template.mkdir()
-        _in_child(lambda: asyncio.run(make(template, seed)), Path(scratch) / "make.log")
+        answered(lambda: asyncio.run(make(template, seed)), Path(scratch) / "make.log", TRIAL_S)
         if not (template / "model.pickle").exists():
             raise SystemExit((Path(scratch) / "make.log").read_text()[-3000:])
         for number in done.wanted(range(trials)):
             done.note(_trial(template, Path(scratch), seed, number, verbose=replay is not None))
     return done.result(range(trials))
-
-
-def _in_child(work, log: Path, timeout_s: float = TRIAL_S) -> int:  # type: ignore[no-untyped-def]
-    """Run something in a forked process; its exit status, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        code = 70
-        try:
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            work()
-            code = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    deadline = time.monotonic() + timeout_s
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return -signal.SIGALRM
-        time.sleep(0.01)
 
 
 def _trial(template: Path, scratch: Path, seed: int, number: int, *, verbose: bool) -> Trial:
@@ -147,25 +114,23 @@ def _trial(template: Path, scratch: Path, seed: int, number: int, *, verbose: bo
 
 def _found(folder: Path, fault: Fault, seed: int) -> list[str]:
     """What an examination in a process of its own comes to, and then a salvage in another."""
-    answer = folder / "answer.json"
-    code = _in_child(lambda: answer.write_text(json.dumps(asyncio.run(_examine(folder, fault, seed)))), folder / "log")
-    found = _read(answer, code, folder)
+    log = folder / "log"
+    found = _read(answered(lambda: asyncio.run(_examine(folder, fault, seed)), log, TRIAL_S), log)
     if found[0] in VERDICTS and found[0] != "harmless":
-        code = _in_child(lambda: answer.write_text(json.dumps(asyncio.run(_salvage(folder)))), folder / "log")
-        salvaged = _read(answer, code, folder)
+        salvaged = _read(answered(lambda: asyncio.run(_salvage(folder)), log, TRIAL_S), log)
         if salvaged[0] not in VERDICTS:
             return salvaged
         found[1] = f"{found[1]} {salvaged[1]}".strip()
     return found
 
 
-def _read(answer: Path, code: int, folder: Path) -> list[str]:
-    if code == 0:
-        found: list[str] = json.loads(answer.read_text())
+def _read(ended: Ended, log: Path) -> list[str]:
+    if ended.code == 0:
+        found: list[str] = ended.answer
         return found
-    if code < 0:
-        return ["hang" if code == -signal.SIGALRM else f"crash by signal {-code}", ""]
-    return ["error", (folder / "log").read_text()[-600:]]
+    if ended.code < 0:
+        return ["hang" if ended.code == HUNG else f"crash by signal {-ended.code}", ""]
+    return ["error", log.read_text()[-600:]]
 
 
 def _folders(folder: Path) -> tuple[Path, Path]:

@@ -8,15 +8,12 @@ not there; one that was there before stays.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,6 +23,7 @@ from scripts.trials import syscalls_trace
 from scripts.trials.crash_check import Checker
 from scripts.trials.crash_load import Broken, Load, check, until
 from scripts.trials.crash_writes import Write
+from scripts.trials.forked import answered
 from scripts.trials.report import Trial, Trials
 from scripts.trials.subject import fast_folder
 from scripts.trials.syscalls_paths import CALM, ROUTES, Route, Stage
@@ -251,31 +249,5 @@ def _check_copy(route: Route, folder: Path, history: History, needed: set[str]) 
 
 def _in_child(work: Callable[[], object], log: Path) -> object:
     """Run something in a process of its own; what it returned, or as text what ended it."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _be_child(work, log, write)
-    os.close(write)
-    with os.fdopen(read, "rb") as file:
-        answer = file.read()
-    _, status = os.waitpid(pid, 0)
-    if answer:
-        return json.loads(answer)
-    return f"ended with {os.waitstatus_to_exitcode(status)}: {log.read_text()[-700:]}"
-
-
-def _be_child(work: Callable[[], object], log: Path, write: int) -> None:
-    try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        signal.setitimer(signal.ITIMER_REAL, TRIAL_S * 2)  # Its default is to end the process.
-        answer = json.dumps(work())
-        with os.fdopen(write, "w") as file:
-            file.write(answer)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    ended = answered(work, log, 2 * TRIAL_S)
+    return ended.answer if ended.code == 0 else f"ended with {ended.code}: {log.read_text()[-700:]}"

@@ -14,11 +14,12 @@ import signal
 import struct
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from scripts.trials.forked import become
 
 OF_DESCRIPTOR = {
     "write": 1, "pwrite64": 18, "writev": 20, "fsync": 74, "fdatasync": 75, "ftruncate": 77, "fchmod": 91,
@@ -81,7 +82,7 @@ def run(
     begin_read, begin_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _become(work, begin_read)
+        become(lambda: _begin(work, begin_read))
     os.close(begin_read)
     traced = Traced()
     seized = _libc.ptrace(_SEIZE, pid, None, ctypes.c_void_p(_OPTIONS))
@@ -210,20 +211,13 @@ def _text(task: int, address: int) -> bytes:
     return text.split(b"\0", 1)[0]
 
 
-def _become(work: Callable[[], object], begin: int) -> None:
-    code = 70
-    try:
-        if os.read(begin, 2) == b"go":
-            os.close(begin)
-            _filter()
-            work()
-            code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _begin(work: Callable[[], object], begin: int) -> None:
+    """The work, once somebody watches."""
+    if os.read(begin, 2) != b"go":
+        raise EOFError("nobody watches")
+    os.close(begin)
+    _filter()
+    work()
 
 
 def _filter() -> None:
