@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from scripts.trials.report import Trial, table
@@ -44,16 +47,27 @@ def main() -> int:
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}")
+    signal.signal(signal.SIGTERM, _end)
     done: list[Trial] = []
-    for name in options.parts or PARTS:
-        part = importlib.import_module(f"scripts.trials.{name}")
-        trials = options.trials or (part.FULL if options.full else part.SHORT)
-        done += part.run(trials, options.seed, options.results, options.replay)
+    # Sockets and metrics of processes that are killed stay where they were: in a folder that goes at the end. Its name
+    # is short, because those of sockets are.
+    with tempfile.TemporaryDirectory(prefix="hr-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder
+        for name in options.parts or PARTS:
+            part = importlib.import_module(f"scripts.trials.{name}")
+            trials = options.trials or (part.FULL if options.full else part.SHORT)
+            done += part.run(trials, options.seed, options.results, options.replay)
     print(table(done))
     broken = [trial for trial in done if trial.is_violation]
     for trial in broken:
         print(f"VIOLATION {trial}")
     return 1 if broken else 0
+
+
+def _end(number: int, _: object) -> None:
+    """Ended from outside, by `timeout` say, trials clean up as well: no process, folder or mount is left behind."""
+    signal.signal(number, signal.SIG_IGN)  # A second one must not keep the first from its work.
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

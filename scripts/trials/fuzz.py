@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scripts.benchmark.environments import NotInstalled, environment
 from scripts.trials.fuzz_seeds import seeds
 from scripts.trials.fuzz_targets import TARGETS
 from scripts.trials.report import Trial
+from scripts.trials.subject import fast_folder
 
 SHORT = 2
 FULL = 3_600
@@ -59,11 +61,13 @@ def _fuzzed(number: int, name: str, packages: Path, folder: Path, *, seconds: in
     command = [sys.executable, "-P", "-m", "scripts.trials.fuzz_one", name, str(corpus)]
     command += [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={folder}/", "-print_final_stats=1"]
     command += [f"-rss_limit_mb={MEMORY_MB}", f"-timeout={ONE_INPUT_S}", f"-max_len={INPUT_BYTES_MAX}"]
-    environ = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
     began = time.monotonic()
-    ran = subprocess.run(
-        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=seconds + START_S, check=False
-    )
+    # What breaks a parser ends the process at once, and leaves behind what it made.
+    with tempfile.TemporaryDirectory(prefix="headrace-fuzz-", dir=fast_folder()) as scratch:
+        environ = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{packages}", "TMPDIR": scratch}
+        ran = subprocess.run(
+            command, cwd=folder, env=environ, capture_output=True, text=True, timeout=seconds + START_S, check=False
+        )
     said = ran.stdout + ran.stderr
     executed = EXECUTED.search(said)
     broken = ran.returncode != 0 or executed is None

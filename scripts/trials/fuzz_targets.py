@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -291,11 +290,8 @@ def _request(query_string: str, header: str = "") -> web.Request:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="headrace-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="headrace-fuzz-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,8 +38,6 @@ LOAD_S = (0.02, 0.7)
 
 def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial]:
     """Do the cuts that were not done yet. A replay does those of the same file system before it as well."""
-    # Whoever ends this early must not find the disk still mounted.
-    signal.signal(signal.SIGTERM, _end)
     done = Trials(results / f"power-{seed}.jsonl", replay)
     with tempfile.TemporaryDirectory(prefix="headrace-power-", dir=fast_folder()) as scratch:
         needs = {kind: missing(kind, _new(Path(scratch), f"try-{kind}")) for kind in sorted(set(KINDS))}
@@ -56,11 +52,6 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
             for trial in _block(_new(Path(scratch), f"block-{block}"), kind, seed, left, results):
                 done.note(trial)
     return done.result(range(trials))
-
-
-def _end(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # A second one must not keep the first from its work.
-    sys.exit(128 + number)
 
 
 def _new(scratch: Path, name: str) -> Path:

@@ -12,7 +12,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -258,11 +257,8 @@ def crew(
 ) -> Iterator[Crew]:
     """A crew that is ready; nothing of it runs after the block."""
     some = Crew(folder, services=services, workers=workers, environ=environ, level=level, preload=preload)
-    # Ended from outside, by `timeout` say, it cleans up as well.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         some.start()
         yield some
     finally:
         some.close()
-        signal.signal(signal.SIGTERM, before)
