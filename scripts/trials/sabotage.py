@@ -21,6 +21,8 @@ from scripts.trials.subject import PRELOAD
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
+LATE = -1
+"""Stands for the exit code of what was ended because it took too long."""
 FIRST_TRIALS = 4
 """Of a part, so many first; then twice as many, until one notices."""
 NOTHING = "report"
@@ -161,16 +163,22 @@ def _judged(catcher: Catcher, *, failed: bool, passed: bool, said: str) -> tuple
 
 def _run(build: str, command: list[str], *, verbose: bool) -> tuple[int, str]:
     """Run a module of Python with the broken build in front of it."""
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", "scripts.trials.preloaded", build, *command],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), PRELOAD: build},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=PATIENCE_S)
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            code, said = LATE, f"it did not end within {PATIENCE_S:g} s"
+        finally:
+            # Not killed: it has processes, folders and mounts to clean up.
+            process.terminate()
     if verbose:
-        print(done.stdout)
-    return done.returncode, done.stdout
+        print(said)
+    return code, said
