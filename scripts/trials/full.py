@@ -95,8 +95,15 @@ def _run_inside(trials: int, seed: int, results: Path, replay: int | None) -> li
     command = [unshare, "-Urm", sys.executable, "-P", "-m", "scripts.trials", "full", "--trials", str(trials)]
     command += ["--seed", str(seed), "--results", str(results.absolute())]
     command += ["--replay", str(replay)] if replay is not None else []
-    subprocess.run(command, env=os.environ | {INSIDE: "1"}, stdout=subprocess.DEVNULL, check=False)
-    return Trials(results / f"full-{seed}.jsonl", None).result(_with_starts(trials))
+    ran = subprocess.run(command, env=os.environ | {INSIDE: "1"}, stdout=subprocess.DEVNULL, check=False)
+    if replay is not None:  # What it came to was told, and is not kept.
+        verdict = "broken" if ran.returncode else "kept"
+        return [Trial(number=replay, promise=PROMISE, what="in a name space", verdict=verdict, seconds=0, note="")]
+    done = Trials(results / f"full-{seed}.jsonl", None).result(_with_starts(trials))
+    if ran.returncode and not any(trial.is_violation for trial in done):
+        note = f"what ran in a name space of its own ended with {ran.returncode}"
+        done.append(Trial(number=trials, promise=PROMISE, what="", verdict="broken", seconds=0, note=note))
+    return done
 
 
 def _block(numbers: range, seed: int) -> Iterator[Trial]:
