@@ -7,7 +7,7 @@
     │   ├── VectorLimitReached, NamespaceLimitReached
     │   ├── MutationNotFound, CursorInvalid, CursorExpired, IdempotencyConflict, FilterInvalid
     ├── Unavailable         the same call may work later
-    │   ├── StoreBusy, StoreFull, StoreFailed, QueueFull
+    │   ├── StoreBusy, StoreFull, StoreFailed, QueueFull, DeadlinePassed
     └── Damaged             stop and tell the operator
         ├── SchemaTooNew, SchemaChanged, LogDamaged, StateDamaged, SegmentDamaged, BatchDamaged, BackupRefused
 
@@ -104,6 +104,10 @@ class StoreFailed(Unavailable):
 
 class QueueFull(Unavailable):
     """The index has as many unapplied mutations as it may."""
+
+
+class DeadlinePassed(Unavailable):
+    """A read took longer than it may and was given up."""
 
 
 class SchemaTooNew(Damaged):

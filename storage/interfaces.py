@@ -12,6 +12,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Protocol
 
+from storage.deadlines import NEVER
 from storage.filters import Filter, FilterRules
 from storage.limits import Limits
 from storage.records import (
@@ -161,13 +162,17 @@ class Store(Protocol):
     def metadata_indexes(self, spec: IndexSpec) -> tuple[MetadataIndex, ...]:
         """The metadata indexes whose creation is processed, in order of creation, without waiting."""
 
-    async def snapshot(self, spec: IndexSpec) -> Snapshot:
-        """The index now: at least as new as anything `progress` has said in any process."""
+    async def snapshot(self, spec: IndexSpec, *, until_s: float = NEVER) -> Snapshot:
+        """The index now: at least as new as anything `progress` has said in any process.
 
-    async def records(self, spec: IndexSpec, ids: Items[str]) -> tuple[Record | None, ...]:
+        As the other two that read it, it raises DeadlinePassed when that takes beyond the deadline; what is opened then
+        goes on being opened, once for all who wait.
+        """
+
+    async def records(self, spec: IndexSpec, ids: Items[str], *, until_s: float = NEVER) -> tuple[Record | None, ...]:
         """The live vectors with these ids, one per id, None where there is none."""
 
-    async def list_page(self, spec: IndexSpec, request: ListRequest) -> ListPage:
+    async def list_page(self, spec: IndexSpec, request: ListRequest, *, until_s: float = NEVER) -> ListPage:
         """A page of ids. Raises CursorInvalid, CursorExpired."""
 
     async def trouble(self, spec: IndexSpec) -> Trouble:

@@ -18,6 +18,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.deadlines import check
 from storage.fetched import Slot
 from storage.filters import And, Compare, Filter, FilterRules, Not, Or, narrowed, path_of
 from storage.records import MetadataIndex
@@ -169,6 +170,7 @@ def _matching(live_part: LivePart, namespace: str, tree: Filter | None, rules: F
 
 
 def _mask(tree: Filter, part: Part, rules: FilterRules, indexes: Indexes) -> Mask:
+    check()
     match tree:
         case And(children):
             mask = np.ones(part.rows, dtype=np.bool_)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import plan as planning
+from storage.deadlines import check
 from storage.fetched import MEMORY
 from storage.filters import Filter, FilterRules, path_of, paths
 from storage.indexes import flat
@@ -255,6 +256,7 @@ def _search_part(question: Question, prepared: PreparedPart, query: Query) -> tu
     plan, rows, scores = prepared.plan, _NO_ROWS, _NO_SCORES
     enough = planning.enough(query.wanted, rows=part.rows, matching=matching)
     while plan.kind is PlanKind.GRAPH:
+        check()
         proposed = _proposed(prepared, query, plan)
         if len(proposed) >= enough:
             rows, scores = _with_side(question, prepared, query, proposed)

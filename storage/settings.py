@@ -57,6 +57,8 @@ class Settings:
     """The recall a query is planned for when it names none; 1 is exact."""
     writes_wait: bool = False
     """Writes answer when they can be found, as with `?wait=true`, unless they say `?wait=false`: for tests."""
+    query_timeout_ms: int = 30_000
+    """How long a query, get, list or count may take, once its body is there, before it is answered 504; 0: no bound."""
     wait_timeout_ms: int = 30_000
     """How long `?wait=true` and `wait_for` wait when the caller names no timeout."""
     wait_timeout_max_ms: int = 300_000

@@ -30,6 +30,7 @@ STATUSES = {
     429: "Too many requests, or too many writes wait; come back after Retry-After seconds.",
     500: "Stored data are damaged, or a mistake of ours.",
     503: "Busy; come back after Retry-After seconds.",
+    504: "It took longer than `query_timeout_ms` allows; come back after Retry-After seconds, or ask for less.",
     507: "The disk is full.",
 }
 EVERYWHERE = (401, 403, 429, 500, 503)
@@ -158,7 +159,7 @@ def _responses(path: str, operation: Operation) -> Iterator[tuple[int, dict[str,
 
 
 def _refusal(status: int) -> dict[str, Any]:
-    headers = _REQUEST_ID | (_RETRY_AFTER if status in (429, 503, 507) else {})
+    headers = _REQUEST_ID | (_RETRY_AFTER if status in (429, 503, 504, 507) else {})
     return {
         "description": STATUSES[status],
         "headers": headers,

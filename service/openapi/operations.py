@@ -20,6 +20,8 @@ from storage.limits import Limits
 ENVELOPE, JSON, PLAIN = "envelope", "json", "text"
 WRITES = (422, 507)
 """What only writes are answered with, beside what everything may be."""
+READS = (504,)
+"""And what reads vectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,8 @@ def operations() -> dict[Handler, Operation]:
 
 
 def _write(tag: str, body: str, *more: str, result: Schema = results.ACKNOWLEDGED, **rest: Any) -> Operation:
-    return Operation(tag=tag, result=result, body=body, parameters=(*more, *WRITTEN), statuses=WRITES, **rest)
+    statuses = (*WRITES, *READS) if "dry_run" in more else WRITES
+    return Operation(tag=tag, result=result, body=body, parameters=(*more, *WRITTEN), statuses=statuses, **rest)
 
 
 def _of_indexes() -> dict[Handler, Operation]:
@@ -80,20 +83,24 @@ def _of_vectors() -> dict[Handler, Operation]:
     return {
         routes_vectors.insert: upload,
         routes_vectors.upsert: upload,
-        routes_vectors.get_by_ids: Operation(tag="vectors", result=listed(named("StoredVector")), body="GetIds"),
+        routes_vectors.get_by_ids: Operation(
+            tag="vectors", result=listed(named("StoredVector")), body="GetIds", statuses=READS
+        ),
         routes_vectors.delete_by_ids: _write("vectors", "DeleteIds"),
         routes_vectors.delete_by_filter: _write("vectors", "SelectSome", "dry_run", result=either, ours=True),
-        routes_vectors.count: Operation(tag="vectors", result=COUNTED, body="Select", ours=True),
+        routes_vectors.count: Operation(tag="vectors", result=COUNTED, body="Select", statuses=READS, ours=True),
         routes_vectors.list_vectors: Operation(
             tag="vectors",
             result=results.PAGE,
             parameters=("count", "cursor", "prefix", "namespace", "filter", "include"),
+            statuses=READS,
         ),
         routes_query.query: Operation(
             tag="queries",
             result=results.MATCHES,
             body="Query",
             parameters=("offset", "recall", "include_timing", "explain"),
+            statuses=READS,
         ),
     }
 

@@ -19,6 +19,7 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.deadlines import check
 from storage.indexes.flat import LENGTH_MAX, LENGTH_MIN, Question, Shortlist
 from storage.records import Metric
 
@@ -76,6 +77,7 @@ class Codes:
         asked = _Asked.of(question)
         shortlist = Shortlist(question.metric, count)
         for start in range(0, len(self.numbers), _SCAN_ROWS):
+            check()
             block = slice(start, start + _SCAN_ROWS)
             lower, upper = asked.bounds(_products(self.numbers[block], asked), self.measures[block], lengths[block])
             is_near = lower <= shortlist.ceiling
@@ -92,6 +94,7 @@ class Codes:
         step = max(1, _GATHER_BYTES // max(1, self.numbers.shape[1]))
         fetched = np.empty((min(step, len(rows)), self.numbers.shape[1]), dtype=np.int8)
         for start in range(0, len(rows), _SCAN_ROWS):
+            check()
             block = rows[start : start + _SCAN_ROWS]
             products = np.empty((len(block), 1))
             for first in range(0, len(block), step):

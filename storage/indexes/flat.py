@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.deadlines import check
 from storage.records import Metric
 
 Floats = NDArray[np.float32]
@@ -80,6 +81,7 @@ def candidates(question: Question, vectors: Floats, lengths: Doubles, *, mask: M
     matrix = np.asarray(vectors)
     shortlist = Shortlist(question.metric, count)
     for start in range(0, len(matrix), _SCAN_ROWS):
+        check()
         block = slice(start, start + _SCAN_ROWS)
         near, lower, upper = question.within(matrix[block], lengths[block], mask[block], shortlist.ceiling)
         shortlist.offer(near + start, lower, upper)
@@ -96,6 +98,7 @@ def candidates_among(
     shortlist = Shortlist(question.metric, count)
     step = max(1, _GATHER_VALUES // max(1, matrix.shape[1]))
     for start in range(0, len(rows), step):
+        check()
         block = rows[start : start + step]
         lower, upper = question.bounds(matrix.take(block, axis=0), lengths[block])
         near = np.flatnonzero(lower <= shortlist.ceiling)
@@ -129,6 +132,7 @@ def _exact_blocks(vectors: Floats, rows: RowNumbers) -> Iterator[tuple[int, Doub
     matrix = np.asarray(vectors)  # Plain arrays are cheaper to slice than memory maps.
     step = max(1, _EXACT_VALUES // max(1, matrix.shape[1]))
     for start in range(0, len(rows), step):
+        check()
         yield start, matrix[rows[start : start + step]].astype(np.float64)
 
 

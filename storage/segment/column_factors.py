@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from storage.deadlines import checked
 from storage.filters import COMPLEMENTS, Compare, FilterRules, narrowed, type_of, value_at
 from storage.records import MetadataType
 from storage.segment.column_values import TypedColumn
@@ -105,7 +106,7 @@ class _Pool:
     def appended(self, codes: NDArray[np.uint32], metadata: Sequence[bytes]) -> NDArray[np.uint32]:
         """These codes and then those of more rows. What lies in `codes` is neither moved nor changed."""
         with self._lock:
-            more = [self._code(text) for text in metadata]
+            more = [self._code(text) for text in checked(metadata)]
             total = len(codes) + len(more)
             # The room behind `codes` is free unless another column was extended from the same one.
             if codes.base is not self._room or len(codes) != self._used or total > len(self._room):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.deadlines import checked
 from storage.filters import (
     Compare,
     Comparison,
@@ -136,7 +137,7 @@ class TypedColumn:
     def of(cls, type: MetadataType, values: Iterable[object]) -> TypedColumn:
         """Sort JSON values, one per row and None for missing, into arrays."""
         draft = ColumnDraft(type)
-        draft.add(values)
+        draft.add(checked(values))
         return draft.column()
 
     def mask(self, compare: Compare, rules: FilterRules) -> Mask:

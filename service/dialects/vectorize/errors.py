@@ -56,6 +56,7 @@ class Code(IntEnum):
     FULL = 49021
     DAMAGED = 49022
     DISK_FAILED = 49023
+    DEADLINE_PASSED = 49024
     HTTP_INVALID = 49030
     METHOD_NOT_ALLOWED = 49031
     BODY_TIMEOUT = 49032
@@ -118,6 +119,7 @@ ANSWERS: dict[type[errors.StorageError], Answer] = {
     errors.StoreBusy: Answer(503, Code.BUSY, retry_after_s=1),
     errors.StoreFull: Answer(507, Code.FULL, retry_after_s=30),
     errors.StoreFailed: Answer(503, Code.DISK_FAILED, retry_after_s=5),
+    errors.DeadlinePassed: Answer(504, Code.DEADLINE_PASSED, retry_after_s=5),
     errors.QueueFull: Answer(429, Code.TOO_MANY_REQUESTS, retry_after_s=2),
     errors.SchemaTooNew: _DAMAGED,
     errors.SchemaChanged: _DAMAGED,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 
@@ -18,6 +17,7 @@ from service.dialects.vectorize.questions import Question, Shape, query_vector, 
 from service.dialects.vectorize.reading import json_body
 from service.keys import SETTINGS, STORE
 from service.metrics import QUERY_SECONDS
+from storage.deadlines import deadline_in, in_thread
 from storage.limits import Limits
 from storage.records import IndexSpec
 from storage.search import Found, Query, is_long, prepare, preparing_bytes, run
@@ -53,12 +53,13 @@ async def query(request: web.Request) -> web.Response:
     spec = index_of(request)
     settings = request.app[SETTINGS]
     body = await json_body(request)
+    until_s = deadline_in(settings.query_timeout_ms)
     stages = Stages()
     question = read_question(request, body, settings.limits, recall=settings.recall)
     shape = question.shape
-    vector = await _vector(request, spec, question, settings.limits)
+    vector = await _vector(request, spec, question, until_s)
     stages.ended("parse")
-    snapshot = await request.app[STORE].snapshot(spec)
+    snapshot = await request.app[STORE].snapshot(spec, until_s=until_s)
     stages.ended("snapshot")
     if vector is None:
         return success(_answer(snapshot, shape, Found((), ()), stages, settings.limits))
@@ -74,34 +75,38 @@ async def query(request: web.Request) -> web.Response:
             recall=shape.recall,
         ),
         stages,
+        until_s,
     )
     return success(_answer(snapshot, shape, found, stages, settings.limits))
 
 
-async def search_off_loop_if_long(snapshot: Snapshot, asked: Query, stages: Stages) -> Found:
-    """Search where it costs least: a warm query on the loop, and what would hold up others in a thread."""
+async def search_off_loop_if_long(snapshot: Snapshot, asked: Query, stages: Stages, until_s: float) -> Found:
+    """Search where it costs least: a warm query on the loop, and what would hold up others in a thread.
+
+    Raises DeadlinePassed, in a thread: on the loop nothing else could notice.
+    """
     if is_long(preparing_bytes(snapshot, asked)):
         # Properties without a column are read from the metadata of every row.
-        prepared = await asyncio.to_thread(prepare, snapshot, asked)
+        prepared = await in_thread(until_s, prepare, snapshot, asked)
     else:
         prepared = prepare(snapshot, asked)
     stages.ended("plan")
     # A large exact scan takes milliseconds; a thread lets the loop answer others meanwhile.
-    found = await asyncio.to_thread(run, prepared) if is_long(prepared.work_bytes) else run(prepared)
+    found = await in_thread(until_s, run, prepared) if is_long(prepared.work_bytes) else run(prepared)
     stages.ended("search")
     return found
 
 
 async def _vector(
-    request: web.Request, spec: IndexSpec, question: Question, limits: Limits
+    request: web.Request, spec: IndexSpec, question: Question, until_s: float
 ) -> NDArray[np.float32] | None:
     """The numbers to compare with; None when the query names a vector that is not there."""
     if question.vector is not None:
         return query_vector(question.vector, spec.config.dimensions)
     vector_id = question.shape.body.vector_id
     assert vector_id is not None
-    check_id(vector_id, limits)
-    [record] = await request.app[STORE].records(spec, (vector_id,))
+    check_id(vector_id, request.app[SETTINGS].limits)
+    [record] = await request.app[STORE].records(spec, (vector_id,), until_s=until_s)
     return None if record is None else np.frombuffer(record.values, dtype="<f4").astype(np.float32)
 
 

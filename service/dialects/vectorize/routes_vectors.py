@@ -28,12 +28,12 @@ from service.dialects.vectorize.vectors import ArrivingBatch, BatchRules, ReadBa
 from service.dialects.vectorize.writes import WriteOptions, append, write_options
 from service.keys import BODY_BUDGET, SETTINGS, STORE
 from storage.batch import pack_ids, pack_json, pack_vectors
-from storage.filters import And, Filter, FilterRules, to_json
+from storage.deadlines import deadline_in, in_thread
+from storage.filters import And, Filter, to_json
 from storage.interfaces import ListRequest
 from storage.limits import Limits
 from storage.masks import matching
 from storage.records import Action, Change, IndexSpec
-from storage.snapshot import Snapshot
 
 INLINE_BYTES = 64 * 1024
 """A body up to this size is parsed in the time it would take to hand it to a thread and back."""
@@ -148,7 +148,8 @@ async def get_by_ids(request: web.Request) -> web.Response:
     limits = request.app[SETTINGS].limits
     body = await json_model(request, Ids, ids_max=limits.get_ids_max)
     check_ids(body.ids, limits, count_max=limits.get_ids_max)
-    records = await request.app[STORE].records(spec, tuple(dict.fromkeys(body.ids)))
+    until_s = _deadline(request)
+    records = await request.app[STORE].records(spec, tuple(dict.fromkeys(body.ids)), until_s=until_s)
     return success([vector_answer(record) for record in records if record is not None])
 
 
@@ -163,8 +164,7 @@ async def delete_by_filter(request: web.Request) -> web.Response:
         raise unreadable("expected `filter` or `namespace`; to remove everything, delete the index")
     rules = rules_for(limits)
     if body.dry_run or flag_parameter(request, "dry_run"):
-        snapshot = await request.app[STORE].snapshot(spec)
-        return success({"count": await _count(snapshot, namespace, tree, rules)})
+        return success({"count": await _count(request, spec, namespace, tree)})
     selection = {
         "filter": to_json(tree if tree is not None else And(())),
         "namespace": namespace,
@@ -179,8 +179,7 @@ async def count(request: web.Request) -> web.Response:
     spec = index_of(request)
     limits = request.app[SETTINGS].limits
     tree, namespace = _selection(await json_model(request, Select), limits)
-    snapshot = await request.app[STORE].snapshot(spec)
-    return success({"count": await _count(snapshot, namespace, tree, rules_for(limits))})
+    return success({"count": await _count(request, spec, namespace, tree)})
 
 
 async def list_vectors(request: web.Request) -> web.Response:
@@ -201,6 +200,7 @@ async def list_vectors(request: web.Request) -> web.Response:
             rules=rules_for(limits),
             include_records=bool(include),
         ),
+        until_s=_deadline(request),
     )
     return success(list_answer(page, include=include))
 
@@ -221,9 +221,16 @@ def _selection(body: Select, limits: Limits) -> tuple[Filter | None, str]:
     return parse_filter(body.filter, limits), checked_namespace(body.namespace, limits)
 
 
-async def _count(snapshot: Snapshot, namespace: str, tree: Filter | None, rules: FilterRules) -> int:
+def _deadline(request: web.Request) -> float:
+    return deadline_in(request.app[SETTINGS].query_timeout_ms)
+
+
+async def _count(request: web.Request, spec: IndexSpec, namespace: str, tree: Filter | None) -> int:
+    until_s = _deadline(request)
+    snapshot = await request.app[STORE].snapshot(spec, until_s=until_s)
     if tree is None and not namespace:
         return snapshot.vectors
     # Every row is looked at, and without a metadata index its metadata is parsed: too long for the loop.
-    masks = await asyncio.to_thread(matching, snapshot, namespace, tree, rules)
+    rules = rules_for(request.app[SETTINGS].limits)
+    masks = await in_thread(until_s, matching, snapshot, namespace, tree, rules)
     return sum(int(np.count_nonzero(mask)) for mask in masks)

@@ -27,6 +27,7 @@ from storage.backends.sqlite.driver import (
     connect,
     version_info,
 )
+from storage.deadlines import is_past, passed
 from storage.errors import StateDamaged, StorageError, StoreBusy, StoreFailed, StoreFull, Unavailable
 
 log = structlog.get_logger()
@@ -37,6 +38,8 @@ WAL_BYTES_MAX = 16 * 1024 * 1024
 WAL_FILE_BYTES_MAX = 4 * WAL_BYTES_MAX
 """A WAL that could not be begun anew and has grown to this is cut off: its space is given back."""
 FRAME_HEAD_BYTES = 24
+STEPS_BETWEEN_CHECKS = 100_000
+"""After so many steps of SQLite's machine a reader asks whether its deadline has passed."""
 NOOP_VERSION = (3, 51, 0)
 """Since then SQLite says how much there is in a WAL without moving any of it."""
 
@@ -234,6 +237,8 @@ class Reader:
             for pragma in (*PRAGMAS, "PRAGMA query_only=ON"):
                 self._connection.execute(pragma).fetchall()
             self._version = self._connection.cursor()
+            # Asked by SQLite itself, every few milliseconds of a statement.
+            self._connection.set_progress_handler(is_past, STEPS_BETWEEN_CHECKS)
 
     def version(self) -> int:
         """A number that differs after any commit by another connection; a few microseconds."""
@@ -297,6 +302,8 @@ def translated(path: Path) -> Iterator[None]:
 
 def _meaning(path: Path, error: OperationalError) -> StorageError:
     text, name = str(error), getattr(error, "sqlite_errorname", "")
+    if text == "interrupted":
+        return passed()
     if "locked" in text or "busy" in text:
         return StoreBusy(f"waited {BUSY_TIMEOUT_MS} ms for {path.name} and others still held it; try again")
     # The shared memory beside a database is made by whoever opens it first: that takes room, to read as well.

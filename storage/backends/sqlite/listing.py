@@ -7,7 +7,6 @@ are rows, so it is done in a thread, on a connection of its own.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from storage import cursors
 from storage.backends.sqlite.reader import IndexReader
 from storage.backends.sqlite.state import StateReader
 from storage.cursors import Cursor
+from storage.deadlines import check, checked, in_thread
 from storage.errors import StateDamaged
 from storage.filters import to_json
 from storage.interfaces import ListPage, ListRequest
@@ -37,11 +37,12 @@ class Listing:
     secret: bytes
     ttl_ms: int
 
-    async def page(self, reader: IndexReader, request: ListRequest, now_ms: int) -> ListPage:
-        """One page. Raises CursorInvalid, CursorExpired."""
-        snapshot = await reader.snapshot()
+    async def page(
+        self, reader: IndexReader, snapshot: Snapshot, request: ListRequest, *, now_ms: int, until_s: float
+    ) -> ListPage:
+        """One page. Raises CursorInvalid, CursorExpired, DeadlinePassed."""
         if request.prefix or request.namespace or request.filter is not None:
-            return await asyncio.to_thread(self._page_apart, reader, snapshot, request, now_ms)
+            return await in_thread(until_s, self._page_apart, reader, snapshot, request, now_ms)
         return self._page(reader.state_reader, snapshot, request, now_ms)
 
     def _page_apart(self, reader: IndexReader, snapshot: Snapshot, request: ListRequest, now_ms: int) -> ListPage:
@@ -103,7 +104,7 @@ def _total(reader: StateReader, snapshot: Snapshot, request: ListRequest) -> int
         return sum(
             part.part.id_of(row).startswith(request.prefix)
             for part, mask in zip(snapshot.parts, masks, strict=True)
-            for row in np.flatnonzero(mask).tolist()
+            for row in checked(np.flatnonzero(mask).tolist())
         )
     if not request.prefix:
         return snapshot.vectors
@@ -123,6 +124,7 @@ def _ids(reader: StateReader, snapshot: Snapshot, request: ListRequest, walk: Cu
     last_id, scanned = walk.last_id, 0
     size = request.count if wanted.is_open else max(request.count, CHUNK)
     while True:
+        check()
         # One more than is looked at tells whether there are any behind.
         chunk = _chunk(reader, request.prefix, walk.at, last_id, size + 1)
         let_through = wanted.among(reader, chunk[:size])

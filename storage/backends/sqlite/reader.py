@@ -63,6 +63,7 @@ class IndexReader:
         self._state_reader = _current(lambda: StateReader(Reader(folder.state)), folder.state, "state")
         self._log = _current(lambda: LogReader(folder), folder.log, "log")
         self._following = asyncio.Lock()
+        self._catching_up: asyncio.Task[_Opened] | None = None
         self._relayout: asyncio.Task[None] | None = None
         self._follower: asyncio.Task[None] | None = None
         self._asked_at = -FOLLOWED_S
@@ -123,13 +124,19 @@ class IndexReader:
     def current(self) -> Snapshot | None:
         """The index as of what `progress` says now, where nothing has to be read for it."""
         self._asked_at = time.monotonic()
-        opened = self._opened
-        return opened.snapshot if opened is not None and opened.covers(self.state()) else None
+        opened, state = self._opened, self.state()
+        if opened is None or opened.snapshot.applied < state.applied:
+            return None
+        if opened.snapshot.layout < state.layout:
+            self._swap_when_due()
+        return opened.snapshot
 
     def metadata_indexes(self) -> tuple[MetadataIndex, ...]:
         """The processed ones, out of a manifest that was compared with its sums."""
-        current = self.current()
-        return current.metadata_indexes if current is not None else self._state_reader.manifest().metadata_indexes
+        opened = self._opened
+        if opened is not None and opened.covers(self.state()):
+            return opened.snapshot.metadata_indexes
+        return self._state_reader.manifest().metadata_indexes
 
     @property
     def is_small(self) -> bool:
@@ -137,13 +144,28 @@ class IndexReader:
         return _is_small(self._state)
 
     async def snapshot(self) -> Snapshot:
-        """The index, at least as of what `progress` says now."""
-        state = self.state()
-        opened = self._opened
-        if opened is None or not opened.covers(state):
-            async with self._following:
-                opened = await self._follow(self.state())
-        return opened.snapshot
+        """The index, at least as of what `progress` says now.
+
+        All who wait, wait for the same, and whoever gives up ends nothing: the next one finds it under way, or done.
+        """
+        current = self.current()
+        if current is not None:
+            return current
+        wanted, under_way = self._state.applied, self._catching_up
+        if under_way is not None and not under_way.done():
+            opened = await asyncio.shield(under_way)
+            # It may have begun before the last publish.
+            if opened.snapshot.applied >= wanted:
+                return opened.snapshot
+            under_way = self._catching_up
+        if under_way is None or under_way.done():
+            under_way = self._catching_up = asyncio.create_task(self._followed(), name="catch-up")
+            under_way.add_done_callback(_retrieved)
+        return (await asyncio.shield(under_way)).snapshot
+
+    async def _followed(self) -> _Opened:
+        async with self._following:
+            return await self._follow(self.state())
 
     def follow(self) -> None:
         """Catch up beside the requests, where there were any lately: something was published."""
@@ -176,10 +198,14 @@ class IndexReader:
         elif opened.snapshot.applied < state.applied:
             opened = await self._catch_up(opened)
         self._opened = opened
-        is_swapping = self._relayout is not None and not self._relayout.done()
-        if opened.snapshot.layout < state.layout and not is_swapping and time.monotonic() >= self._swap_not_before:
-            self._relayout = asyncio.create_task(self._swap_layout(), name="relayout")
+        if opened.snapshot.layout < state.layout:
+            self._swap_when_due()
         return opened
+
+    def _swap_when_due(self) -> None:
+        is_swapping = self._relayout is not None and not self._relayout.done()
+        if not is_swapping and time.monotonic() >= self._swap_not_before:
+            self._relayout = asyncio.create_task(self._swap_layout(), name="relayout")
 
     async def _catch_up(self, opened: _Opened) -> _Opened:
         advance = self._state_reader.advance(opened.snapshot.applied)
@@ -319,6 +345,12 @@ class IndexReader:
     def _close_files(self) -> None:
         self._state_reader.close()
         self._log.close()
+
+
+def _retrieved(task: asyncio.Task[_Opened]) -> None:
+    """What went wrong is told to whoever waits. That nobody does any more is no failure."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _key(row: SegmentRow) -> str:

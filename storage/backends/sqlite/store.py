@@ -19,11 +19,13 @@ from storage.backends.sqlite.listing import Listing, find_records
 from storage.backends.sqlite.measuring import measure
 from storage.backends.sqlite.migrate import is_current
 from storage.backends.sqlite.opened import OpenIndex, OpenIndexes
+from storage.backends.sqlite.reader import IndexReader
 from storage.backends.sqlite.statuses import MUTATION_SQL, status_of
 from storage.backends.sqlite.tokens import KnownTokens
 from storage.backends.sqlite.waiting import Waiters
 from storage.batch import unpack_ids
 from storage.chain import Head
+from storage.deadlines import NEVER, waiting
 from storage.doorbell import Doorbell, Side
 from storage.errors import (
     IndexDeleted,
@@ -264,23 +266,26 @@ class SqliteStore:
         """The processed ones."""
         return self._indexes.get(spec).reader.metadata_indexes()
 
-    async def snapshot(self, spec: IndexSpec) -> Snapshot:
+    async def snapshot(self, spec: IndexSpec, *, until_s: float = NEVER) -> Snapshot:
         """The index now: at once where this process has it as new as it is."""
         current = self._indexes.get(spec).reader.current()
         if current is not None:
             return current
         async with self._indexes.using(spec) as index:
-            return await index.reader.snapshot()
+            return await _snapshot_until(index.reader, until_s)
 
-    async def records(self, spec: IndexSpec, ids: Items[str]) -> tuple[Record | None, ...]:
+    async def records(self, spec: IndexSpec, ids: Items[str], *, until_s: float = NEVER) -> tuple[Record | None, ...]:
         """The live vectors with these ids."""
         async with self._indexes.using(spec) as index:
-            return tuple(find_records(index.reader.state_reader, await index.reader.snapshot(), list(ids)))
+            snapshot = await _snapshot_until(index.reader, until_s)
+            return tuple(find_records(index.reader.state_reader, snapshot, list(ids)))
 
-    async def list_page(self, spec: IndexSpec, request: ListRequest) -> ListPage:
+    async def list_page(self, spec: IndexSpec, request: ListRequest, *, until_s: float = NEVER) -> ListPage:
         """A page of ids."""
         async with self._indexes.using(spec) as index:
-            return await self._listing.page(index.reader, request, time.time_ns() // 1_000_000)
+            snapshot = await _snapshot_until(index.reader, until_s)
+            now_ms = time.time_ns() // 1_000_000
+            return await self._listing.page(index.reader, snapshot, request, now_ms=now_ms, until_s=until_s)
 
     # Operation
 
@@ -328,3 +333,12 @@ class SqliteStore:
         await self._indexes.close()
         self._tokens.close()
         await self._catalogue.close()
+
+
+async def _snapshot_until(reader: IndexReader, until_s: float) -> Snapshot:
+    """The snapshot; a timer is set only where it is waited for."""
+    current = reader.current()
+    if current is not None:
+        return current
+    async with waiting(until_s):
+        return await reader.snapshot()
