@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +58,23 @@ async def test_a_damaged_row_of_an_index_is_refused_and_other_indexes_are_not(sm
         await running.applied(other, await running.upsert(other, batch(["b"], np.ones((1, 4)))))
 
     assert DataFolder(small.data).index(id).log.exists()
+
+
+async def ask_until_refused(store) -> None:
+    for _ in range(3000):
+        with suppress(IndexNotFound):
+            store.index(ACCOUNT, "docs")
+        await asyncio.sleep(0.02)
+
+
+async def test_rows_beyond_what_is_compared_at_once_are_compared_in_a_thread(small, monkeypatch):
+    id = await written(small, DAMAGE["another name"])
+    monkeypatch.setattr(catalogue, "INLINE_ROWS_MAX", 1)
+    monkeypatch.setattr(catalogue, "PIECE_ROWS", 1)
+
+    async with running_on(small) as running:
+        with pytest.raises(StateDamaged, match=id):
+            await ask_until_refused(running.store)
 
 
 async def test_an_index_that_only_looks_deleted_is_not_thrown_away(small):

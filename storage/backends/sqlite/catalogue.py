@@ -4,14 +4,16 @@ Every request looks its index up, so what was looked up is remembered until any 
 
 The rows of an index have a checksum: a flipped bit must not make another index of it, or a deleted one, whose folder
 would be thrown away. What differs is refused; an index that is not found may be one whose name was changed, so then
-all are compared, now and then.
+all are compared, now and then (`Comparison`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 
 import xxhash
 
@@ -19,7 +21,7 @@ from storage.apply import signed
 from storage.backends.sqlite.database import Database, Reader, Row, Transaction
 from storage.backends.sqlite.driver import IntegrityError
 from storage.backends.sqlite.folder import DataFolder
-from storage.errors import IndexDeleted, IndexExists, IndexLimitReached, IndexNotFound, StateDamaged
+from storage.errors import IndexDeleted, IndexExists, IndexLimitReached, IndexNotFound, StateDamaged, StorageError
 from storage.limits import Limits
 from storage.records import DEFAULT_SLOT, AccountId, IndexConfig, IndexId, IndexSpec, Metric
 from storage.tokens import TokenId
@@ -28,6 +30,11 @@ REMEMBERED_MAX = 10_000
 WAL_BYTES_MAX = 1024 * 1024
 COMPARE_AGAIN_S = 10.0
 """How long what was compared is believed by those who look for what is not there."""
+INLINE_ROWS_MAX = 1_000
+"""More are compared in a thread: twenty thousand took half a second, in which nothing else would be answered."""
+PIECE_ROWS = 1_000
+BUSY_SHARE = 10
+"""Comparing takes no more than this part of the time, however many rows there are."""
 SUM_SQL = "INSERT OR REPLACE INTO index_sums VALUES (?, ?)"
 SELECT = (
     "SELECT id, account, indexes.name, description, dimensions, metric, preset, created_us, modified_us, "
@@ -44,7 +51,7 @@ class Catalogue:
         self._reader = reader
         self._seen_version = -1
         self._remembered: dict[tuple[AccountId, str], IndexSpec] = {}
-        self._compare_not_before = 0.0
+        self._comparison = Comparison(reader)
 
     @classmethod
     async def open(cls, data: DataFolder) -> Catalogue:
@@ -68,7 +75,7 @@ class Catalogue:
             (account, name),
         )
         if not rows:
-            self._compare_now_and_then()
+            self._comparison.check()
             raise IndexNotFound(f'Index name "{name}"')
         check_row(rows[0])
         if rows[0][-1]:
@@ -82,14 +89,14 @@ class Catalogue:
 
     def of_account(self, account: AccountId) -> tuple[IndexSpec, ...]:
         """The live indexes of an account by name. Raises StateDamaged where one may be missing."""
-        self._compare_now_and_then()
+        self._comparison.check()
         rows = self._reader.rows(f"{SELECT} WHERE account = ? AND deleted_us = 0 ORDER BY indexes.name", (account,))
         return tuple(_spec(row) for row in checked(rows))
 
     def some(self, count: int) -> tuple[IndexSpec, ...]:
         """Up to `count` live indexes of all accounts, oldest first: for figures, so damaged ones are left out."""
         rows = self._reader.rows(f"{SELECT} WHERE deleted_us = 0 ORDER BY created_us LIMIT ?", (count,))
-        return tuple(_spec(row) for row in rows if row[-2] in (None, row_sum(row)))
+        return tuple(_spec(row) for row in rows if is_as_written(row))
 
     def by_id(self, id: IndexId) -> tuple[IndexSpec, bool] | None:
         """An index, and whether it lives; None when there is none. Raises StateDamaged."""
@@ -99,11 +106,6 @@ class Catalogue:
     def ids(self) -> dict[IndexId, bool]:
         """Every index there ever was, and whether it lives."""
         return {IndexId(id): not deleted for id, deleted in self._reader.rows("SELECT id, deleted_us FROM indexes")}
-
-    def _compare_now_and_then(self) -> None:
-        if time.monotonic() >= self._compare_not_before:
-            checked(self._reader.rows(SELECT))
-            self._compare_not_before = time.monotonic() + COMPARE_AGAIN_S
 
     def version(self) -> int:
         """Differs after any commit by another connection."""
@@ -204,8 +206,71 @@ class Catalogue:
 
     async def close(self) -> None:
         """Let go of the file."""
+        await self._comparison.close()
         self._reader.close()
         await self._database.close()
+
+
+class Comparison:
+    """Whether all rows of the catalogue are what was written, as somebody who misses one may ask at any time.
+
+    Of many rows the answer is that of the last comparison, and of none before the first has ended.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        """`reader` is the one of the event loop, and is closed later."""
+        self._reader = reader
+        self._not_before = 0.0
+        self._damage = ""
+        self._under_way: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    def check(self) -> None:
+        """Raise StateDamaged when a row is not what was written. Never waits."""
+        if time.monotonic() >= self._not_before:
+            self._compare_again()
+        if self._damage:
+            raise StateDamaged(self._damage)
+
+    def _compare_again(self) -> None:
+        # No row ever goes, so this is how many there are, and is found at once.
+        [(rows,)] = self._reader.rows("SELECT coalesce(max(rowid), 0) FROM indexes")
+        if rows <= INLINE_ROWS_MAX:
+            self._damage = self._compare(self._reader)
+            self._not_before = time.monotonic() + COMPARE_AGAIN_S
+        elif self._under_way is None or self._under_way.done():
+            self._under_way = asyncio.create_task(self._compare_aside(), name="catalogue-compare")
+
+    async def _compare_aside(self) -> None:
+        started = time.monotonic()
+        with suppress(StorageError):  # What cannot be read now is tried again by who asks next.
+            self._damage = await asyncio.to_thread(self._compare_anew)
+        now = time.monotonic()
+        self._not_before = now + max(COMPARE_AGAIN_S, BUSY_SHARE * (now - started))
+
+    def _compare_anew(self) -> str:
+        with closing(Reader(self._reader.path)) as reader:
+            return self._compare(reader)
+
+    def _compare(self, reader: Reader) -> str:
+        """What is wrong with the first row that is not what was written; empty when all are."""
+        last = ""
+        while not self._is_closed:
+            rows = reader.rows(f"{SELECT} WHERE indexes.id > ? ORDER BY indexes.id LIMIT ?", (last, PIECE_ROWS))
+            if not rows:
+                break
+            try:
+                checked(rows)
+            except StateDamaged as error:
+                return str(error)
+            last = rows[-1][0]
+        return ""
+
+    async def close(self) -> None:
+        """Stop comparing."""
+        self._is_closed = True
+        if self._under_way is not None:
+            await asyncio.gather(self._under_way, return_exceptions=True)
 
 
 def row_sum(row: Row) -> int:
@@ -213,9 +278,14 @@ def row_sum(row: Row) -> int:
     return signed(xxhash.xxh3_64_intdigest(repr((*row[:-2], row[-1])).encode()))
 
 
+def is_as_written(row: Row) -> bool:
+    """Whether a row of `SELECT` is what was written, as far as anybody can know: old programs wrote no checksum."""
+    return row[-2] is None or row[-2] == row_sum(row)
+
+
 def check_row(row: Row) -> None:
     """Raise StateDamaged when a row of `SELECT` is not what was written."""
-    if row[-2] is not None and row[-2] != row_sum(row):
+    if not is_as_written(row):
         raise StateDamaged(
             # Whose it is, and its name, are not for everybody who hears of it.
             f"control.db is damaged in the row of index {row[0]}; nothing of that index is changed meanwhile; "

@@ -28,7 +28,7 @@ from storage.backends.sqlite.archive import (
     place_of,
     unpack_manifest,
 )
-from storage.backends.sqlite.catalogue import SELECT, SUM_SQL, row_sum
+from storage.backends.sqlite.catalogue import SELECT, SUM_SQL, is_as_written, row_sum
 from storage.backends.sqlite.database import Reader, Statements, translated
 from storage.backends.sqlite.driver import Connection, connect
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
@@ -281,7 +281,7 @@ def _check_catalogue(data: DataFolder, manifest: BackupManifest) -> None:
         try:
             rows = connection.execute(SELECT).fetchall()
             live = {row[0] for row in rows if not row[-1]}
-            damaged = {row[0] for row in rows if row[-2] not in (None, row_sum(row))}
+            damaged = {row[0] for row in rows if not is_as_written(row)}
             for id in (live | damaged) - known:
                 connection.execute("UPDATE indexes SET deleted_us = max(modified_us, 1) WHERE id = ?", (id,))
                 [row] = connection.execute(f"{SELECT} WHERE indexes.id = ?", (id,)).fetchall()
