@@ -3,20 +3,29 @@
 It is not the data folder, because the path of a UNIX socket has about 108 bytes and the data folder may be
 deep or on a file system without sockets. Everything in it may vanish at any time; nothing durable belongs
 here.
+
+The last process to leave takes the folder away, unless it is killed. So each start takes away what is left of others.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
+import re
+import socket
 import stat
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
 FOLDER_BYTES_MAX = 64
 """What leaves a socket's own name over 35 bytes below the limit of 100 that every platform keeps."""
+
+
+ABANDONED_S = 3600.0
+"""A folder that nobody answers from is one that is being made, or waits for a restart, unless it is older than this."""
+_NAME = re.compile("headrace-([0-9]+)-[0-9a-f]{16}")
 
 
 class RuntimeFolderInvalid(Exception):
@@ -36,8 +45,7 @@ def runtime_folder(data: Path) -> Path:
         folder = Path("/tmp") / name  # noqa: S108 (private by mode, and the owner is checked below)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    if not _is_private(folder.lstat()):
         raise RuntimeFolderInvalid(
             f"{folder} should be a folder that only this user can enter; it is not: remove it and start again"
         )
@@ -80,8 +88,70 @@ def leave(data: Path) -> None:
     if metrics.is_dir():
         clear_stale_metrics(metrics)
     for empty in (metrics, folder):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             empty.rmdir()
+
+
+def sweep_abandoned(data: Path) -> int:
+    """Remove the runtime folders of processes that were killed, whatever their data; returns how many went.
+
+    A wish: what cannot be removed stays, as does everything whose name is not of ours.
+    """
+    removed = 0
+    # A folder for temporary files need not be one that can be listed.
+    with suppress(OSError), os.scandir(runtime_folder(data).parent) as entries:
+        for entry in entries:
+            found = _NAME.fullmatch(entry.name)
+            if found is not None and int(found[1]) == os.getuid():
+                removed += _remove_abandoned(Path(entry.path))
+    return removed
+
+
+def _remove_abandoned(folder: Path) -> bool:
+    try:
+        if not _is_abandoned(folder):
+            return False
+        _remove(folder)
+    except OSError:
+        return False
+    return True
+
+
+def _is_private(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether nobody has been in a folder for a while: no process is alive, and no bell rings.
+
+    Neither would do alone: a number may be that of another process by now, or of one in another container.
+    """
+    found = folder.lstat()
+    if not _is_private(found) or time.time() - found.st_mtime < ABANDONED_S:
+        return False
+    bells = list(folder.glob("*-*-*.sock"))
+    pids = [bell.stem.split("-")[1] for bell in bells]
+    pids += [file.stem.rpartition("_")[2] for file in folder.glob("metrics/*_*.db")]
+    return not any(pid.isdecimal() and _alive(int(pid)) for pid in pids) and not any(map(_rings, bells))
+
+
+def _rings(bell: Path) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
+        try:
+            ours.connect(str(bell))
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
+def _remove(folder: Path) -> None:
+    """Remove what we know; a folder with anything else in it stays. Raises OSError."""
+    for file in (*folder.glob("*-*-*.sock"), *folder.glob("metrics/*_*.db")):
+        file.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        (folder / "metrics").rmdir()
+    folder.rmdir()
 
 
 def _alive(pid: int) -> bool:

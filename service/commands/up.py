@@ -29,7 +29,7 @@ from storage.access import is_locked, open_tokens
 from storage.errors import StorageError
 from storage.logs import configure_logs
 from storage.reserve import make_room_to_start
-from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, leave, metrics_folder
+from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, leave, metrics_folder, sweep_abandoned
 from storage.settings import Settings
 from storage.tokens import Grant, Scope
 from storage.wanted import WantedIndex, wanted_indexes
@@ -186,6 +186,9 @@ def _prepare(settings: Settings) -> Path:
         make_room_to_start(settings.data)  # Temporary files are often on the same disk.
         metrics = metrics_folder(settings.data)
         clear_stale_metrics(metrics)
+        swept = sweep_abandoned(settings.data)
+        if swept:
+            log.info("runtime.swept", folders=swept)
         _check_files(settings)
     except RuntimeFolderInvalid as error:
         raise CommandFailed(str(error)) from error

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, metrics_folder, runtime_folder
+from storage.runtime import (
+    ABANDONED_S,
+    RuntimeFolderInvalid,
+    clear_stale_metrics,
+    metrics_folder,
+    runtime_folder,
+    sweep_abandoned,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +85,70 @@ def test_metrics_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> 
     clear_stale_metrics(folder)
 
     assert list(folder.iterdir()) == [living]
+
+
+DEAD = 99_999_999
+"""The number of no process."""
+
+
+def killed(data: Path, *, pid: int = DEAD, age_s: float = 2 * ABANDONED_S) -> Path:
+    """The folder of a process that was killed so long ago."""
+    folder = runtime_folder(data)
+    (metrics_folder(data) / f"counter_{pid}.db").touch()
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as bell:
+        bell.bind(str(folder / f"service-{pid}-abcdef.sock"))
+    then = time.time() - age_s
+    os.utime(folder, (then, then))
+    return folder
+
+
+def test_folders_of_the_killed_go_at_the_next_start(tmp_path: Path) -> None:
+    left = [killed(tmp_path / name) for name in ("a", "b")]
+
+    assert sweep_abandoned(tmp_path / "c") == 2
+
+    assert not any(folder.exists() for folder in left)
+    assert runtime_folder(tmp_path / "c").exists()
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_listed_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_: Path) -> None:
+        raise PermissionError
+
+    left = killed(tmp_path / "a")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", unreadable)
+        assert sweep_abandoned(tmp_path / "c") == 0
+
+    assert left.exists()
+
+
+@pytest.mark.parametrize("kind", ["new", "of a living process", "answered", "of others", "with something else", "link"])
+def test_what_may_be_in_use_or_is_not_ours_is_left(tmp_path: Path, temporary_root: Path, kind: str) -> None:
+    match kind:
+        case "new":
+            kept = killed(tmp_path / "a", age_s=1)
+        case "of a living process":
+            kept = killed(tmp_path / "a", pid=os.getpid())
+        case "of others":
+            kept = killed(tmp_path / "a").rename(temporary_root / f"headrace-{os.getuid() + 1}-{'0' * 16}")
+        case "link":
+            kept = temporary_root / f"headrace-{os.getuid()}-{'0' * 16}"
+            kept.symlink_to(killed(tmp_path / "a").rename(temporary_root / "else"))
+        case _:
+            kept = killed(tmp_path / "a")
+    if kind == "with something else":
+        (kept / "else").touch()
+    then = kept.stat().st_mtime if kind == "new" else time.time() - 2 * ABANDONED_S
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as bell:
+        if kind == "answered":
+            # As of a process in a container of its own, whose number means nothing here.
+            bell.bind(str(kept / f"worker-{DEAD}-123456.sock"))
+        os.utime(kept, (then, then))
+
+        assert sweep_abandoned(tmp_path / "c") == 0
+
+    assert kept.exists()
+    assert (kept / "else").exists() == (kind == "with something else")
