@@ -126,7 +126,7 @@ class Connection(web.RequestHandler):
             _refuse("not HTTP", kind=type(exc).__name__)
         else:
             log.error("connection.failed", exc_info=exc)
-        response = dialect_of(request.path).refusal(request, error)
+        response = dialect_of(request.rel_url.raw_path).refusal(request, error)
         response.headers["Server"] = SERVER
         response.force_close()
         return response

@@ -48,7 +48,7 @@ async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
         admission.in_flight -= 1
         took = time.perf_counter() - started
         route = _route(request)
-        dialect = _dialect_name(route) if route != UNMATCHED else dialect_of(request.path).name
+        dialect = _dialect_name(route) if route != UNMATCHED else dialect_of(request.rel_url.raw_path).name
         note(
             dialect,
             route,
@@ -109,4 +109,4 @@ def _dialect_name(route: str) -> str:
 
 
 def _refusal(request: web.Request, error: Exception) -> web.Response:
-    return dialect_of(request.path).refusal(request, error)
+    return dialect_of(request.rel_url.raw_path).refusal(request, error)

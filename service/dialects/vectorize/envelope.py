@@ -57,7 +57,8 @@ def refusal(request: web.BaseRequest, error: Exception) -> web.Response:
 def failure(request: web.BaseRequest, status: int, entries: Sequence[Message]) -> web.Response:
     """A refusal in the envelope; those about an index's data carry one key more, as on the live service."""
     envelope: dict[str, object] = {"result": None}
-    if _DATA_PLANE.search(request.path):
+    # As it was sent: an encoded slash is part of a name.
+    if _DATA_PLANE.search(request.rel_url.raw_path):
         envelope["result_info"] = None
     envelope |= {"success": False, "errors": _entries(entries), "messages": []}
     response = _json(status, json_bytes(envelope))
