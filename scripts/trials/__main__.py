@@ -28,6 +28,7 @@ PARTS = {
     "syscalls": "killed at every system call that changes a file, on every path",
     "clocks": "clocks that jump ten years either way, running and between starts",
     "crash": "killed at random under load: service, worker, builders, backups, or all of them",
+    "supervised": "killed at random under load: the children of a whole `headrace up`, or itself",
     "model": "random walks of writes, questions, seals, merges and restarts beside a dictionary",
 }
 """Each is a module here with `SHORT` and `FULL`, numbers of trials, and `run(trials, seed, folder, replay)`."""

@@ -22,12 +22,12 @@ from pathlib import Path
 import orjson
 
 from scripts.trials.clocks_shift import VARIABLE, set_clock
-from scripts.trials.report import Trial, Trials
+from scripts.trials.promises import Broken, check
+from scripts.trials.report import Trial, Trials, ended_by
 from scripts.trials.subject import fast_folder, launch
 from scripts.trials.workers import check_folder, check_log
 from scripts.trials.workers_client import ACCOUNT, Client, Refused
 from scripts.trials.workers_crew import PATIENCE_S, RESTLESS, ROOT, Crew, Stuck, crew, send
-from scripts.trials.workers_load import Broken, check
 from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 
@@ -286,12 +286,8 @@ def _session(seed: int, numbers: range) -> list[Trial]:
                 check_log(some)
             asyncio.run(check_folder(folder))
         except (Broken, Stuck, Refused, AssertionError) as error:
-            number = numbers[min(len(done), len(numbers) - 1)]
-            what = done.pop().what if len(done) == len(numbers) else "see the note"
-            note = f"{error} (after {'; '.join(trial.what for trial in done)})"
-            seconds = round(time.monotonic() - started - sum(trial.seconds for trial in done), 3)
-            verdict = type(error).__name__.lower()
-            done.append(Trial(number=number, promise=PROMISE, what=what, verdict=verdict, note=note, seconds=seconds))
+            seconds = time.monotonic() - started
+            done.append(ended_by(error, numbers, done, promise=PROMISE, seconds=seconds))
     return done
 
 

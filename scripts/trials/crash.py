@@ -21,19 +21,19 @@ from pathlib import Path
 
 import orjson
 
-from scripts.crash import kill
 from scripts.trials.crash_backups import Backups
 from scripts.trials.crash_check import Checker
-from scripts.trials.crash_load import Api, Broken, Line, Load, check, until
+from scripts.trials.crash_load import Api, Line, Load, until
 from scripts.trials.crash_processes import SETTINGS, WORKER, Crew
 from scripts.trials.crash_writes import DIMENSIONS
+from scripts.trials.promises import Broken, check
 from scripts.trials.report import Trial, Trials
 from scripts.trials.subject import fast_folder, launch
 from storage.backends.sqlite.folder import DRAFT_PREFIX, DataFolder
 from storage.backends.sqlite.inspection import inspect_index
 from storage.records import IndexId
 from storage.settings import Settings
-from tests.contract.program import Program, running
+from tests.contract.program import Program, is_alive, running
 
 SHORT = 20
 FULL = 3_000
@@ -43,6 +43,8 @@ CHECKED = 5
 """Everything is compared after so many."""
 SUPERVISED = 10
 """One folder of so many is that of a `headrace up`."""
+Kills = Callable[[Path, int, list[int]], Iterator[Trial]]
+"""Kills of some numbers on a folder, with a seed."""
 CREATE = {"name": "docs", "config": {"dimensions": DIMENSIONS, "metric": "euclidean"}}
 
 
@@ -50,18 +52,24 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
     """Do the kills that were not done yet. A replay does all of the same folder."""
     done = Trials(results / f"crash-{seed}.jsonl", replay)
     for numbers in done.blocks(trials, KILLS):
-        left = done.missing(numbers)
-        kills = _supervised_kills if left[0] // KILLS % SUPERVISED == SUPERVISED - 1 else _kills
-        while left:
-            with tempfile.TemporaryDirectory(prefix="headrace-crash-", dir=fast_folder()) as scratch:
-                for trial in kills(Path(scratch), seed, left):
-                    left = left[1:]
-                    done.note(trial)
-                    if trial.is_violation:
-                        # It is not at rest: files vanish while they are copied.
-                        with suppress(OSError, shutil.Error):
-                            shutil.copytree(scratch, results / f"crash-{seed}-{trial.number}", dirs_exist_ok=True)
+        is_supervised = numbers[0] // KILLS % SUPERVISED == SUPERVISED - 1
+        kill_all(done, numbers, supervised_kills if is_supervised else _kills, seed, results / f"crash-{seed}")
     return done.result(range(trials))
+
+
+def kill_all(done: Trials, numbers: range, kills: Kills, seed: int, kept: Path) -> None:
+    """Do those of the kills that were not done yet; after a violation the rest on another folder. `kept` and the number
+    name where the folder of a violation is kept."""
+    left = done.missing(numbers)
+    while left:
+        with tempfile.TemporaryDirectory(prefix="headrace-crash-", dir=fast_folder()) as scratch:
+            for trial in kills(Path(scratch), seed, left):
+                left = left[1:]
+                done.note(trial)
+                if trial.is_violation:
+                    # It is not at rest: files vanish while they are copied.
+                    with suppress(OSError, shutil.Error):
+                        shutil.copytree(scratch, f"{kept}-{trial.number}", dirs_exist_ok=True)
 
 
 class _Verdicts:
@@ -141,9 +149,7 @@ def _kill(crew: Crew, backups: Backups, dice: random.Random) -> str:
     victim = dice.choice([WORKER, WORKER, "service-1", "service-2", "everything", "everything", "builder", "backup"])
     match victim:
         case "builder":
-            for pid in crew.children(WORKER):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _send_kill(*crew.children(WORKER))
         case "backup":
             backups.kill()
         case "everything":
@@ -186,7 +192,7 @@ def _environ_of(settings: Settings) -> dict[str, str]:
     }
 
 
-def _supervised_kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
+def supervised_kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[Trial]:
     """Kills of the children of a `headrace up`, or of itself. After a violation there is no other."""
     verdicts = _Verdicts("killed at random, supervised")
     with running(folder, "--processes", "2", environ=_environ_of(SETTINGS), launch=launch("service")) as program:
@@ -197,7 +203,7 @@ def _supervised_kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[T
             time.sleep(dice.uniform(0.0, 1.0))
             goal = load.count + dice.randrange(1, 30)
             until("writes go on after a kill", lambda: load.count >= goal or bool(load.failed))
-            return kill(program, dice, until)
+            return _kill_below(program, dice)
 
         verdicts.begin(numbers[0])
         try:
@@ -210,8 +216,35 @@ def _supervised_kills(folder: Path, seed: int, numbers: list[int]) -> Iterator[T
             yield from verdicts.given("broken promise", str(error)[:2000])
 
 
+def _kill_below(program: Program, dice: random.Random) -> str:
+    """Kill something without a warning, and bring the whole back; says what it was."""
+    victim = dice.choice(["worker", "worker", "service-1", "service-2", "children", "supervisor"])
+    some = [program.child(name) for name in ("worker", "service-1", "service-2")]
+    # One may have died in an earlier kill, with no successor that is ready yet: its number may be anybody's now.
+    children = [pid for pid in some if program.has_child(pid)]
+    match victim:
+        case "supervisor":
+            # One that is being started has the port as well, and no number in the log yet.
+            orphans = program.children()
+            program.end(signal.SIGKILL)
+            until("children end with their supervisor", lambda: not any(is_alive(pid) for pid in orphans))
+            program.start()
+        case "children":
+            _send_kill(*children)
+        case _:
+            _send_kill(*{program.child(victim)}.intersection(children))
+    return victim
+
+
+def _send_kill(*pids: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _after_supervised(program: Program, line: Line, load: Load, checker: Checker) -> None:
     line.is_over = False
+    until("something is built", lambda: bool(program.events("build.published")))
     check(program.stop() == 0, "the server stops cleanly after all that")
     halted = [*program.events("index.halted"), *program.events("mutation.failed"), *program.events("index.failed")]
     check(not halted, f"nothing is damaged: {halted[:2]}")

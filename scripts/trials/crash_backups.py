@@ -10,8 +10,9 @@ from typing import Any
 
 from scripts.trials import preloaded
 from scripts.trials.crash_check import Checker
-from scripts.trials.crash_load import Api, Load, check
+from scripts.trials.crash_load import Api, Load
 from scripts.trials.crash_processes import BROKEN, END_S, SETTINGS, Crew, forkserver, say_to
+from scripts.trials.promises import check
 from storage.backends.sqlite.backup import back_up
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.restoring import restore

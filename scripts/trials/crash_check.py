@@ -7,8 +7,9 @@ from urllib.parse import urlencode
 
 import orjson
 
-from scripts.trials.crash_load import Api, Load, check
+from scripts.trials.crash_load import Api, Load
 from scripts.trials.crash_writes import GROUPS, Model, Row, Write, row_of
+from scripts.trials.promises import check
 
 
 class Checker:

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from scripts.trials.crash_writes import ANCHORS, PROPERTIES, Write
+from scripts.trials.promises import Broken, check
 from tests.contract.program import ACCOUNT
 
 INDEXES = f"/client/v4/accounts/{ACCOUNT}/vectorize/v2/indexes"
@@ -30,16 +31,6 @@ PAUSE_S = 0.02
 EXTRA_MAX = 4
 NAME_TAKEN = 3002
 """What a repeated creation is told when the first was done, and only its answer was lost."""
-
-
-class Broken(Exception):
-    """A promise was; the message says which."""
-
-
-def check(holds: bool, claim: str) -> None:
-    """Raises Broken when a promise does not hold."""
-    if not holds:
-        raise Broken(claim)
 
 
 def until(what: str, holds: Callable[[], bool]) -> None:

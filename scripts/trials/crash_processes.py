@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from scripts.trials import preloaded
-from scripts.trials.crash_load import Broken, Line
+from scripts.trials.crash_load import Line
+from scripts.trials.promises import Broken
 from scripts.trials.subject import PRELOAD
 from storage.logs import configure_logs
 from storage.process import raise_open_files_limit

@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.crash import UP, compare
-from scripts.trials.full_load import PATIENCE_S, PAUSE_S, Broken, Client, Load, check, fill_indexes, read_all
+from scripts.trials.full_check import compare
+from scripts.trials.full_load import PATIENCE_S, PAUSE_S, UP, Client, Load, fill_indexes, read_all
+from scripts.trials.promises import Broken, check
 from scripts.trials.report import Trial, Trials
 from tests.contract.program import Program, running
 
@@ -176,10 +177,10 @@ def _trial(program: Program, load: Load, number: int, seed: int) -> Trial:
         note = f"processes died {died} times" if died else ""
         program.end(signal.SIGKILL)
         program.start()
-        compare(Client(program), load)  # type: ignore[arg-type]
+        compare(Client(program), load)
         read_all(Client(program), "started again")
         _check_events(program, fault, told)
-    except (Broken, SystemExit, OSError, http.client.HTTPException, AssertionError) as error:
+    except (Broken, OSError, http.client.HTTPException, AssertionError) as error:
         verdict, note = "broken", f"{type(error).__name__}: {error}"[:600]
     return Trial(
         number=number,

@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.crash import UP, Write, compare
-from scripts.trials.full_load import PATIENCE_S, PAUSE_S, Broken, Client, Load, check, fill_indexes, read_all
+from scripts.trials.full_check import compare
+from scripts.trials.full_load import PATIENCE_S, PAUSE_S, UP, Client, Load, fill_indexes, read_all
+from scripts.trials.promises import Broken, check
 from scripts.trials.report import Trial, Trials
+from scripts.trials.writes import Write
 from storage.reserve import FILE as RESERVE
 from tests.contract.program import Program, running
 
@@ -137,7 +139,7 @@ def _cycles(program: Program, disk: Disk, numbers: range, seed: int) -> Iterator
             if is_last:
                 cycle.start_on_full_disk()
                 cycle.compare()
-        except (Broken, SystemExit, OSError, AssertionError) as error:
+        except (Broken, OSError, AssertionError) as error:
             verdict, note = "broken", f"{type(error).__name__}: {error}"[:500]
         seconds = round(time.monotonic() - started, 3)
         yield Trial(number=number, promise=PROMISE, what=cycle.what, verdict=verdict, seconds=seconds, note=note)
@@ -262,7 +264,7 @@ class Cycle:
 
     def compare(self) -> None:
         """Everything acknowledged is there once, and nothing else; and nobody died or halted on the way."""
-        compare(self._client, self._load)  # type: ignore[arg-type]
+        compare(self._client, self._load)
         deaths = self._program.events("child.died")
         check(not deaths, f"no process died: {deaths[:2]}")
         loud = [one for one in self._program.complaints() if one["event"] in LOUD_EVENTS]

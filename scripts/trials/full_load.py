@@ -17,34 +17,39 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
-from scripts.crash import DIMENSIONS, GROUPS, IDS, INDEX, Write, row_of
-from tests.contract.program import Program
+from scripts.trials.promises import check
+from scripts.trials.writes import DIMENSIONS, GROUPS, IDS, Write, row_of
+from tests.contract.program import ACCOUNT, Program
 
+INDEXES = f"/client/v4/accounts/{ACCOUNT}/vectorize/v2/indexes"
 WRITERS = 3
 PATIENCE_S = 60.0
 """How long anything may take that must happen."""
 PAUSE_S = 0.02
+UP = {
+    # Builds, merges and collecting go on all the time, so that they are killed as well.
+    "HEADRACE_SEAL_BYTES": "20000",
+    "HEADRACE_SEAL_MUTATIONS": "20",
+    "HEADRACE_SEAL_IDLE_MS": "200",
+    "HEADRACE_SEGMENTS_MAX": "2",
+    "HEADRACE_MERGE_IDLE_MS": "500",
+    "HEADRACE_GRACE_MS": "300",
+    "HEADRACE_SWEEP_MS": "1000",
+    "HEADRACE_GRAPH_ROWS_MIN": "200",
+    "HEADRACE_BUILDER_THREADS": "1",
+}
 LATER = (429, 503, 507)
 UNREADABLE = 49022
 STILL_ROWS = 300
 ASKED = (7, 77, 177, 277)
 
 
-class Broken(Exception):
-    """A promise was not kept."""
-
-
 class Refused(Exception):
     """A read was refused for now, as it should be refused."""
-
-
-def check(holds: object, claim: str) -> None:
-    """Raise Broken with the claim when it does not hold."""
-    if not holds:
-        raise Broken(claim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +96,14 @@ class Client:
         kind = "application/x-ndjson" if path.endswith(("insert", "upsert")) else "application/json"
         headers = {"Content-Type": kind} | ({"Idempotency-Key": key} if key else {})
         try:
-            self._connection.request(method, INDEX + path, body, headers)
+            self._connection.request(method, INDEXES + path, body, headers)
             response = self._connection.getresponse()
             return Answer(response.status, response.headers.get("Retry-After", ""), orjson.loads(response.read()))
         except BaseException:
             self._connection = None
             raise
 
-    def call(self, method: str, path: str, body: bytes | None = None, key: str = "") -> object:
+    def call(self, method: str, path: str, body: bytes | None = None, key: str = "") -> Any:
         """The result, however often it takes."""
         deadline = time.monotonic() + PATIENCE_S
         while True:

@@ -25,7 +25,8 @@ import numpy as np
 import orjson
 
 from scripts.trials.full import KEEP
-from scripts.trials.full_load import PAUSE_S, Broken, Client, check
+from scripts.trials.full_load import PAUSE_S, Client
+from scripts.trials.promises import Broken, check
 from scripts.trials.report import Trial, Trials
 from tests.contract.program import Program, is_alive, running
 

@@ -20,10 +20,11 @@ import orjson
 
 from scripts.trials.crash_backups import Backups
 from scripts.trials.crash_check import Checker
-from scripts.trials.crash_load import Api, Broken, Load
+from scripts.trials.crash_load import Api, Load
 from scripts.trials.crash_processes import Crew
 from scripts.trials.crash_writes import DIMENSIONS
 from scripts.trials.power_disk import Disk, missing
+from scripts.trials.promises import Broken
 from scripts.trials.report import Trial, Trials
 from scripts.trials.subject import fast_folder
 

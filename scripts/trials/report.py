@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,6 +99,22 @@ class Trials:
     def result(self, numbers: Container[int]) -> list[Trial]:
         """What those came to that were done, by number; all that a replay did."""
         return [trial for number, trial in sorted(self._done.items()) if number in numbers or self._replay is not None]
+
+
+def ended_by(error: Exception, numbers: Sequence[int], done: list[Trial], *, promise: str, seconds: float) -> Trial:
+    """The trial that is blamed for what ended a session of these numbers, `seconds` long in all.
+
+    It is the one that was under way; where all were done, the last of them, which is taken out of `done`.
+    """
+    what = done.pop().what if len(done) == len(numbers) else "see the note"
+    return Trial(
+        number=numbers[len(done)],
+        promise=promise,
+        what=what,
+        verdict=type(error).__name__.lower(),
+        seconds=round(seconds - sum(trial.seconds for trial in done), 3),
+        note=f"{error} (after {'; '.join(trial.what for trial in done)})",
+    )
 
 
 def table(trials: Iterable[Trial]) -> str:

@@ -22,14 +22,15 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from scripts.crash import GROUPS, IDS, row_of
+from scripts.trials.promises import Broken
 from scripts.trials.report import Journal, Trial
 from scripts.trials.soak_samples import BACKLOG_MAX, BOUNDS, WAL_BYTES_MAX, Sample, growth, sample
 from scripts.trials.subject import fast_folder
 from scripts.trials.workers import check_folder, check_log
 from scripts.trials.workers_client import Client, Refused
 from scripts.trials.workers_crew import RESTLESS, Crew, Stuck, crew, send
-from scripts.trials.workers_load import Broken, Load
+from scripts.trials.workers_load import Load
+from scripts.trials.writes import GROUPS, IDS, row_of
 
 SHORT = 2
 FULL = 60
@@ -151,7 +152,7 @@ def run(trials: int, seed: int, results: Path, replay: int | None) -> list[Trial
         verdict, note = "kept", "0 lost, 0 doubled, 0 out of order; every count and every vector is that of the model"
         try:
             _all(Path(folder), trials, seed, samples, done)
-        except (Broken, Stuck, Refused, AssertionError, BaseExceptionGroup) as error:
+        except (Broken, Stuck, Refused, AssertionError) as error:
             verdict, note = type(error).__name__.lower(), str(error)
         seconds = round(time.monotonic() - started - sum(trial.seconds for trial in done), 3)
         done.append(

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from scripts.trials import syscalls_trace
 from scripts.trials.crash_check import Checker
-from scripts.trials.crash_load import Broken, Load, check, until
+from scripts.trials.crash_load import Load, until
 from scripts.trials.crash_writes import Write
 from scripts.trials.forked import answered
+from scripts.trials.promises import Broken, check
 from scripts.trials.report import Trial, Trials
 from scripts.trials.subject import fast_folder
 from scripts.trials.syscalls_paths import CALM, ROUTES, Route, Stage

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
 
-from scripts.crash import Model
+from scripts.trials.promises import Broken, check
 from scripts.trials.report import Trial, Trials
 from scripts.trials.subject import fast_folder
 from scripts.trials.workers_client import Client, Refused
 from scripts.trials.workers_crew import RESTLESS, Crew, Stuck, crew, send
-from scripts.trials.workers_load import Broken, Load, check, mutations_of
+from scripts.trials.workers_load import Load, mutations_of
+from scripts.trials.writes import Model
 
 SHORT = 16
 FULL = 2_000

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.trials.report import Trial, Trials
+from scripts.trials.promises import Broken, check
+from scripts.trials.report import Trial, Trials, ended_by
 from scripts.trials.subject import fast_folder
 from scripts.trials.workers_client import ACCOUNT, Refused
 from scripts.trials.workers_crew import (
@@ -31,7 +32,7 @@ from scripts.trials.workers_crew import (
     is_running,
     send,
 )
-from scripts.trials.workers_load import Broken, Load, check
+from scripts.trials.workers_load import Load
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.inspection import inspect_index
 from storage.open import open_store
@@ -193,19 +194,12 @@ def _session(seed: int, numbers: range) -> list[Trial]:
         started = time.monotonic()
         try:
             with crew(Path(folder), services=SERVICES, workers=WORKERS, environ=RESTLESS) as some:
-                try:
-                    asyncio.run(_disturb(some, seed, numbers, done))
-                except BaseExceptionGroup as group:
-                    raise group.exceptions[0] from group
+                asyncio.run(_disturb(some, seed, numbers, done))
                 check_log(some)
             asyncio.run(check_folder(Path(folder)))
         except (Broken, Stuck, Refused, AssertionError) as error:
-            verdict, note = type(error).__name__.lower(), str(error)
-            what = done.pop().what if len(done) == len(numbers) else "see the note"
-            number = numbers[len(done)]
-            note = f"{note} (after {', '.join(trial.what for trial in done[-4:])})"
-            seconds = round(time.monotonic() - started - sum(trial.seconds for trial in done), 3)
-            done.append(Trial(number=number, promise=PROMISE, what=what, verdict=verdict, note=note, seconds=seconds))
+            seconds = time.monotonic() - started
+            done.append(ended_by(error, numbers, done, promise=PROMISE, seconds=seconds))
     return done
 
 

@@ -1,6 +1,6 @@
 """Writers that go on whatever is done to the crew, and the comparison of everything acknowledged with a model.
 
-As in `scripts/crash`, whose model this is: writers repeat a write under its Idempotency-Key until it is acknowledged,
+Writers repeat a write under its Idempotency-Key until it is acknowledged,
 so nothing is uncertain at the end. The log must hold each write once, those of one writer in its order, and must have
 done to the vectors what a dictionary does that is given the same writes in the order of the log.
 """
@@ -18,19 +18,10 @@ from urllib.parse import urlencode
 
 import orjson
 
-from scripts.crash import DIMENSIONS, GROUPS, Model, Row, Write, row_of
+from scripts.trials.promises import check
 from scripts.trials.workers_client import Client
 from scripts.trials.workers_crew import PATIENCE_S, Crew, Stuck
-
-
-class Broken(Exception):
-    """A promise that does not hold."""
-
-
-def check(holds: bool, claim: str) -> None:
-    """Raise Broken when a promise does not hold."""
-    if not holds:
-        raise Broken(claim)
+from scripts.trials.writes import DIMENSIONS, GROUPS, Model, Row, Write, model_of, row_of
 
 
 @dataclass
@@ -169,24 +160,7 @@ async def _settled(clients: list[Client], writer: Writer, path: str, body: bytes
 
 
 async def _compare(client: Client, name: str, writers: list[list[tuple[str, Write]]]) -> None:
-    acknowledged = {mutation: write for writes in writers for mutation, write in writes}
-    check(len(acknowledged) == sum(map(len, writers)), f"{name}: every write has a mutation of its own")
-    logged = await mutations_of(client, name)
-    ids = [str(one["mutationId"]) for one in logged]
-    lost, more = acknowledged.keys() - set(ids), set(ids) - acknowledged.keys()
-    check(not lost, f"{name}: {len(lost)} acknowledged writes are lost: {sorted(lost)[:3]}")
-    check(not more and len(ids) == len(acknowledged), f"{name}: {len(more)} mutations nobody knows of: {more}")
-    check(ids == sorted(ids), f"{name}: mutation ids ascend in the order of the log")
-    for writes in writers:
-        mine = [mutation for mutation, _ in writes]
-        check(mine == sorted(mine), f"{name}: the writes of one writer keep their order")
-    model = Model()
-    for one in logged:
-        write = acknowledged[str(one["mutationId"])]
-        expected = model.apply(write)
-        check(one["state"] == "applied", f"{name}: every mutation is applied: {one}")
-        check(one["counts"] == expected, f"{name}: {write} does what it does in the model, {expected}: {one}")
-    await _compare_vectors(client, name, model)
+    await _compare_vectors(client, name, model_of(name, await mutations_of(client, name), writers))
 
 
 async def mutations_of(client: Client, name: str) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from scripts.trials import crash
-from scripts.trials.crash_load import Broken, Line
+from scripts.trials.crash_load import Line
+from scripts.trials.promises import Broken
 
 NOTHING = SimpleNamespace(
     line=Line(0), port=0, count=0, walks=0, done=0, failed=[], start=lambda *_: None, fallen=list, resume=lambda: None,
@@ -32,7 +33,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch):
     for name in ("_at_the_end", "_after_supervised", "_inspect", "until"):
         monkeypatch.setattr(crash, name, lambda *_: None)
     monkeypatch.setattr(crash, "_kill", lambda *_: "nobody")
-    monkeypatch.setattr(crash, "kill", lambda *_: "nobody")
+    monkeypatch.setattr(crash, "_kill_below", lambda *_: "nobody")
     monkeypatch.setattr(crash.time, "sleep", lambda _: None)
 
 
@@ -40,7 +41,7 @@ def verdicts(trials: list[crash.Trial]) -> dict[int, str]:
     return {one.number: one.verdict for one in trials}
 
 
-@pytest.mark.parametrize("kills", [crash._kills, crash._supervised_kills])
+@pytest.mark.parametrize("kills", [crash._kills, crash.supervised_kills])
 def test_without_a_violation_every_kill_is_kept_once(tmp_path: Path, kills):
     found = list(kills(tmp_path, 1, list(range(20))))
 
@@ -50,7 +51,7 @@ def test_without_a_violation_every_kill_is_kept_once(tmp_path: Path, kills):
 
 
 @pytest.mark.parametrize(
-    ("kills", "end"), [(crash._kills, "_at_the_end"), (crash._supervised_kills, "_after_supervised")]
+    ("kills", "end"), [(crash._kills, "_at_the_end"), (crash.supervised_kills, "_after_supervised")]
 )
 def test_what_breaks_at_the_very_end_is_blamed_on_the_last_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills, end: str

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.trials.report import Trial, Trials
+from scripts.trials.report import Trial, Trials, ended_by
 
 
 def trial(number: int, verdict: str = "kept") -> Trial:
@@ -68,3 +68,13 @@ def test_violations_are_told_at_once_and_so_is_all_that_is_replayed(tmp_path: Pa
     assert capsys.readouterr().err == "p, trial 1: wrong: w: n\n"
     Trials(tmp_path / "part-1.jsonl", 0).note(trial(0))
     assert capsys.readouterr().err == "p, trial 0: kept: w: n\n"
+
+
+@pytest.mark.parametrize(("count", "blamed"), [(0, 7), (2, 9), (3, 9)], ids=["first", "under way", "all were done"])
+def test_what_ends_a_session_is_blamed_on_the_trial_under_way_or_the_last(count: int, blamed: int):
+    done = [trial(number) for number in range(7, 7 + count)]
+
+    done.append(ended_by(ValueError("no"), range(7, 10), done, promise="p", seconds=10.0))
+
+    assert [one.number for one in done] == list(range(7, blamed + 1))
+    assert (done[-1].verdict, done[-1].seconds) == ("valueerror", 10.0 - 0.5 * (len(done) - 1))
