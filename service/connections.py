@@ -60,15 +60,25 @@ class Connection(web.RequestHandler):
             return
         super().connection_made(transport)
         # aiohttp closes what is idle, or in the middle of a head, when this timer ends; the first time is ours to say.
+        self._close_at(self._loop.time() + self._connections.settings.head_timeout_ms / 1000)
+
+    def _close_at(self, time_s: float) -> None:
         if self._keepalive_handle is not None:
             self._keepalive_handle.cancel()
-        self._next_keepalive_close_time = self._loop.time() + self._connections.settings.head_timeout_ms / 1000
-        self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        self._next_keepalive_close_time = time_s
+        self._keepalive_handle = self._loop.call_at(time_s, self._process_keepalive)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came. One that was refused has no parser to feed."""
-        if self.transport is not None:
-            super().data_received(data)
+        if self.transport is None:
+            return
+        super().data_received(data)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            # They were no whole head, and nothing else is under way. What drips gains no time.
+            head_until_s = self._loop.time() + self._connections.settings.head_timeout_ms / 1000
+            if head_until_s < self._next_keepalive_close_time:
+                self._close_at(head_until_s)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The end."""

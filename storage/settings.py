@@ -71,8 +71,8 @@ class Settings:
     """A sender that is slower than this, after a grace of ten seconds, is given up."""
     body_timeout_ms: int = 600_000
     """How long the service waits for one body, all pauses together."""
-    head_timeout_ms: int = 10_000
-    """How long a new connection may take to send the head of its first request."""
+    head_timeout_ms: int = 5_000
+    """How long the head of a request may take: the first from the connection on, others from their first byte."""
     keepalive_timeout_ms: int = 75_000
     """How long a connection may be idle between requests; longer than the proxy in front keeps its own."""
     answer_bytes_per_second_min: int = 1024

@@ -84,6 +84,52 @@ async def test_a_head_that_drips_does_not_gain_time(settings: Settings):
         assert ended.result() == b""
 
 
+async def test_a_later_head_that_drips_has_as_long_as_the_first(settings: Settings):
+    patient = strict(settings, head_timeout_ms=100, keepalive_timeout_ms=3_600_000)
+    async with serving(patient) as service, connected(service) as (reader, writer):
+        for _ in range(2):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            status, _, _ = await answer_of(reader)
+            assert status == 200
+        writer.write(b"GET /livez HTTP/1.1\r\nX-A: ")
+        ended = asyncio.ensure_future(closed(reader))
+        while not ended.done():
+            writer.write(b"a")
+            await asyncio.wait([ended], timeout=0.005)
+
+        assert ended.result() == b""
+
+
+async def test_a_head_in_pieces_hurries_its_connection_and_an_answer_gives_it_time_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[connections.Connection] = []
+    honest = connections.Connection.connection_made
+
+    def noted(self: connections.Connection, transport: asyncio.BaseTransport) -> None:
+        made.append(self)
+        honest(self, transport)
+
+    async def may_stay(for_long: bool) -> None:
+        while (made[0]._next_keepalive_close_time > asyncio.get_running_loop().time() + 60) is not for_long:
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(connections.Connection, "connection_made", noted)
+    request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    patient = strict(settings, head_timeout_ms=60_000, keepalive_timeout_ms=3_600_000)
+    async with serving(patient) as service, connected(service) as (reader, writer):
+        for _ in range(2):
+            writer.write(request[:9])
+            await writer.drain()
+            while not made:  # noqa: ASYNC110 (the service is in this loop)
+                await asyncio.sleep(0.001)
+            await may_stay(False)
+            writer.write(request[9:])
+            status, _, _ = await answer_of(reader)
+            assert status == 200
+            await may_stay(True)
+
+
 async def test_a_connection_that_is_idle_after_an_answer_is_closed(settings: Settings):
     async with serving(strict(settings, keepalive_timeout_ms=50)) as service, connected(service) as (reader, writer):
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
