@@ -15,6 +15,7 @@ from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.inspection import Part, inspect_index, structure
 from storage.backends.sqlite.migrate import is_current
 from storage.backends.sqlite.salvage import salvage
+from storage.backends.sqlite.tokens import damaged_tokens
 from storage.errors import StorageError
 from storage.records import IndexConfig, Metric
 from storage.settings import Settings
@@ -39,7 +40,7 @@ def run_doctor(settings: Settings, *, mend: bool) -> int:
         if not is_current(data.control, "control"):
             raise CommandFailed(f"{data.path} was written by an older Headrace; run `headrace migrate` first")
         with closing(Reader(data.control)) as reader:
-            wrong = [f"control.db: {line}" for line in structure(reader)]
+            wrong = [*(f"control.db: {line}" for line in structure(reader)), *damaged_tokens(reader)]
             rows = reader.rows(f"{SELECT} ORDER BY account, indexes.name")
     except StorageError as error:
         raise CommandFailed(f"the catalogue cannot be read, restore it from a backup: {error}") from error

@@ -9,10 +9,13 @@ from dataclasses import replace
 
 import pytest
 
+from service.commands.doctor import run_doctor
 from storage.access import is_locked, open_tokens
 from storage.backends.sqlite import tokens
+from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.tokens import FORGET_AFTER_MS, LOOK_EVERY_S, KnownTokens
+from storage.errors import StateDamaged
 from storage.settings import Settings
 from storage.tokens import (
     Scope,
@@ -171,5 +174,56 @@ async def test_a_token_that_is_made_under_a_clock_ahead_takes_no_other_away(tmp_
         await editor.add(token("read:a", text="hr_aaaaaaaaaaa2_x", created_ms=NOW + 10 * 365 * 86_400_000))
 
         assert good in await editor.all()
+    finally:
+        await editor.close()
+
+
+DAMAGE = {
+    "wider": "UPDATE tokens SET grants = replace(grants, 'docs', '*') WHERE id = 'aaaaaaaaaaa1'",
+    "longer": "UPDATE tokens SET expires_ms = 0 WHERE id = 'aaaaaaaaaaa1'",
+    "not revoked": "UPDATE tokens SET revoked_ms = 0 WHERE id = 'aaaaaaaaaaa1'",
+    "no JSON": "UPDATE tokens SET grants = '[[' WHERE id = 'aaaaaaaaaaa1'",
+    "another sum": "UPDATE token_sums SET checksum = 7 WHERE id = 'aaaaaaaaaaa1'",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_a_token_whose_row_was_changed_opens_nothing_and_the_others_do(tmp_path, capsys, damage):
+    settings = Settings(data=tmp_path / "data")
+    text, other = "hr_aaaaaaaaaaa1_x", token("read:a", text="hr_aaaaaaaaaaa2_x")
+    editor = await open_tokens(settings)
+    try:
+        await editor.add(token("read:a/docs", text=text, expires_ms=NOW + 1))
+        await editor.add(other)
+        await editor.change(TokenId("aaaaaaaaaaa1"), lambda one: replace(one, revoked_ms=NOW))
+        control = DataFolder(settings.data).control
+        with closing(connect(control)) as connection:
+            connection.execute(damage)
+            connection.commit()
+
+        with closing(KnownTokens(control)) as known:
+            assert judge(known.find(TokenId("aaaaaaaaaaa1")), token_hash(text), NOW) is Standing.UNKNOWN
+            assert known.find(other.id) == other
+            assert known.is_locked()
+        assert [one.name for one in await editor.all()] == ["(damaged)", "ci"]
+        with pytest.raises(StateDamaged, match="aaaaaaaaaaa1"):
+            await editor.change(TokenId("aaaaaaaaaaa1"), lambda one: replace(one, hash=token_hash("hr_new")))
+        assert run_doctor(settings, mend=False) == 1
+        assert "token aaaaaaaaaaa1" in capsys.readouterr().out
+    finally:
+        await editor.close()
+
+
+async def test_a_token_of_a_program_without_sums_is_a_token(tmp_path):
+    settings = Settings(data=tmp_path / "data")
+    mine = token("read:a")
+    editor = await open_tokens(settings)
+    try:
+        await editor.add(mine)
+        with closing(connect(DataFolder(settings.data).control)) as connection:
+            connection.execute("DELETE FROM token_sums")
+            connection.commit()
+
+        assert await editor.all() == (mine,)
     finally:
         await editor.close()

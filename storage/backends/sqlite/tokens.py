@@ -3,6 +3,9 @@
 A service process keeps all of them in memory and looks every 250 ms at most whether any was changed: what was revoked
 opens nothing half a second later, and a request pays for a look-up in a dict. When the catalogue cannot be read, nobody
 is let in.
+
+The row of a token has a checksum: a flipped bit must not widen what it may do, or for how long. A token that differs
+opens nothing, and is told of; the others go on.
 """
 
 from __future__ import annotations
@@ -12,8 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import orjson
+import structlog
+import xxhash
 
+from storage.apply import signed
 from storage.backends.sqlite.database import Database, Reader, Row, Transaction
+from storage.errors import StateDamaged
 from storage.tokens import Grant, Scope, Token, TokenId
 
 LOOK_EVERY_S = 0.25
@@ -24,11 +31,17 @@ FORGET_AFTER_MS = 90 * 24 * 3_600_000
 """How long ago a token was revoked or expired when the next one that is made takes its row away, if room gets short:
 a clock that is years ahead for a moment makes every token look so, and a row that is gone never comes back."""
 
+_FORGET_BESIDE = (
+    "DELETE FROM token_uses WHERE id NOT IN (SELECT id FROM tokens)",
+    "DELETE FROM token_sums WHERE id NOT IN (SELECT id FROM tokens)",
+)
 _FORGET = "DELETE FROM tokens WHERE revoked_ms BETWEEN 1 AND ?1 OR expires_ms BETWEEN 1 AND ?2"
 SELECT = (
-    "SELECT id, name, hash, previous_hash, previous_until_ms, grants, created_ms, rotated_ms, expires_ms, revoked_ms "
-    "FROM tokens"
+    "SELECT id, name, hash, previous_hash, previous_until_ms, grants, created_ms, rotated_ms, expires_ms, revoked_ms, "
+    "(SELECT checksum FROM token_sums WHERE token_sums.id = tokens.id) FROM tokens"
 )
+
+log = structlog.get_logger()
 
 
 class KnownTokens:
@@ -69,6 +82,9 @@ class KnownTokens:
             if changes == self._changes:
                 return
             rows = self._reader.rows(SELECT)
+        for row in rows:
+            if not _is_as_written(row):
+                log.error("token.damaged", token=row[0])
         self._tokens = {token.id: token for token in map(_token, rows)}
         self._changes = changes
 
@@ -89,7 +105,7 @@ class TokenEditor:
         return cls(await Database.open(path))
 
     async def all(self) -> tuple[Token, ...]:
-        """Every token there is, revoked and expired ones included, oldest first."""
+        """Every token there is, revoked, expired and damaged ones included, oldest first."""
         return tuple(_token(row) for row in await self._database.rows(f"{SELECT} ORDER BY rowid"))
 
     async def uses(self) -> dict[TokenId, int]:
@@ -103,19 +119,25 @@ class TokenEditor:
         async with self._database.writing() as transaction:
             if await _count(transaction) >= TOKENS_MAX // 2:
                 await transaction.rows(_FORGET, (token.created_ms - FORGET_AFTER_MS,) * 2)
-            await transaction.rows("DELETE FROM token_uses WHERE id NOT IN (SELECT id FROM tokens)")
+            for statement in _FORGET_BESIDE:
+                await transaction.rows(statement)
             if await _count(transaction) >= TOKENS_MAX:
                 return False
             await transaction.rows("INSERT INTO tokens VALUES (?, ?, ?, x'', 0, ?, ?, 0, ?, 0)", values)
-            await _count_change(transaction)
+            await _count_change(transaction, token.id)
         return True
 
     async def change(self, id: TokenId, decide: Callable[[Token], Token]) -> Token | None:
-        """Replace the times and hashes of a token by what `decide` makes of it; None where there is no such token."""
+        """Replace the times and hashes of a token by what `decide` makes of it; None where there is no such token.
+
+        Raises StateDamaged.
+        """
         async with self._database.writing() as transaction:
             row = await transaction.row(f"{SELECT} WHERE id = ?", (id,))
             if row is None:
                 return None
+            if not _is_as_written(row):
+                raise StateDamaged(f"{_damage(row)}; make another with `headrace token create`")
             token = decide(_token(row))
             await transaction.rows(
                 "UPDATE tokens SET hash = ?, previous_hash = ?, previous_until_ms = ?, rotated_ms = ?, "
@@ -130,14 +152,15 @@ class TokenEditor:
                     id,
                 ),
             )
-            await _count_change(transaction)
+            await _count_change(transaction, id)
         return token
 
     async def remove(self, id: TokenId) -> None:
         """Forget a token, so that it is as if it had never been made."""
         async with self._database.writing() as transaction:
             await transaction.rows("DELETE FROM tokens WHERE id = ?", (id,))
-            await transaction.rows("DELETE FROM token_uses WHERE id = ?", (id,))
+            for statement in _FORGET_BESIDE:
+                await transaction.rows(statement)
             await _count_change(transaction)
 
     async def close(self) -> None:
@@ -150,11 +173,37 @@ async def _count(transaction: Transaction) -> int:
     return int(count)
 
 
-async def _count_change(transaction: Transaction) -> None:
+async def _count_change(transaction: Transaction, written: str | None = None) -> None:
+    """Tell of a change, and note what the row of a token is now where one was written."""
+    if written is not None:
+        [row] = await transaction.rows(f"{SELECT} WHERE id = ?", (written,))
+        await transaction.rows("INSERT OR REPLACE INTO token_sums VALUES (?, ?)", (written, _row_sum(row)))
     await transaction.rows("UPDATE token_changes SET count = count + 1")
 
 
+def damaged_tokens(reader: Reader) -> list[str]:
+    """What is wrong with the rows of tokens."""
+    return [_damage(row) for row in reader.rows(SELECT) if not _is_as_written(row)]
+
+
+def _damage(row: Row) -> str:
+    return f"control.db is damaged in the row of token {row[0]}, which opens nothing"
+
+
+def _row_sum(row: Row) -> int:
+    """The checksum of what `SELECT` finds of a token, but for the checksum itself."""
+    return signed(xxhash.xxh3_64_intdigest(repr(row[:-1]).encode()))
+
+
+def _is_as_written(row: Row) -> bool:
+    """Whether a row of `SELECT` is what was written, as far as anybody can know: old programs wrote no checksum."""
+    return row[-1] is None or row[-1] == _row_sum(row)
+
+
 def _token(row: Row) -> Token:
+    """The token of a row of `SELECT`. A damaged one has no hash, so that no credential is of it, and no grant."""
+    if not _is_as_written(row):
+        return Token(id=TokenId(row[0]), name="(damaged)", hash=b"", grants=())
     return Token(
         id=TokenId(row[0]),
         name=row[1],
