@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,12 @@ from storage.settings import Settings
 from tests.service.conftest import Service, limited, serving, vector
 
 LONG = "a-token-that-nobody-can-guess-in-this-life"
+
+
+@pytest.fixture(autouse=True)
+def a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes for who is counted, however slow this machine is."""
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: 1000.0))
 
 
 def bearer(token: str) -> dict[str, dict[str, str]]:
@@ -69,8 +76,7 @@ async def test_an_address_that_asks_too_often_is_put_off_and_health_is_still_tol
     async with serving(strict(settings, requests_per_second_per_address_max=1)) as service:
         statuses = await told_to_wait(service, 20)
 
-        assert statuses.count((429, 40041)) >= 15
-        assert statuses[0] == (404, 3000)
+        assert statuses == [(404, 3000), *[(429, 40041)] * 19]
         assert (await service.get("/livez")).status == 200
 
 
@@ -78,8 +84,7 @@ async def test_a_token_that_is_used_too_often_is_put_off(settings: Settings):
     async with serving(strict(settings, token=LONG, requests_per_second_per_token_max=1)) as service:
         statuses = await told_to_wait(service, 20, **bearer(LONG))
 
-        assert statuses.count((429, 40041)) >= 15
-        assert statuses[0] == (404, 3000)
+        assert statuses == [(404, 3000), *[(429, 40041)] * 19]
         assert await told_to_wait(service, 1, **bearer("wrong")) == [(401, 10000)]
 
 
