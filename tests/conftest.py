@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -86,17 +87,21 @@ def batch(ids, values, namespaces=None, metadata=None) -> Batch:
     )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def temporary_folder() -> Iterator[Path]:
-    """Where everything that is started here has its sockets and metrics; gone at the end, however tests ended.
+def pytest_configure() -> None:
+    """Tests that are ended from outside, by `timeout` say, clean up as on Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    It is named by the environment, which the product looks at, and Python here has looked at before.
-    """
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where everything that tests start, and is killed, leaves its sockets, metrics and scratch: gone at the end."""
+    tmp_path_factory.getbasetemp()  # Stays where it was: what failed can be looked at.
     with (
         tempfile.TemporaryDirectory(prefix="hr-", ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as patched,
     ):
         patched.setenv("TMPDIR", folder)
+        patched.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
 
 
