@@ -27,6 +27,7 @@ from scripts.trials.subject import PRELOAD
 from storage.logs import configure_logs
 from storage.process import raise_open_files_limit
 from storage.settings import Settings
+from tests.contract.program import children_of
 
 SETTINGS = Settings(
     # Builds, merges and collecting go on all the time, so that they are killed as well.
@@ -124,8 +125,7 @@ class Crew:
         process = self._processes.get(name)
         if process is None or process.pid is None:
             return []
-        found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        return [int(pid) for pid in found.read_text().split()] if found.exists() else []
+        return children_of(process.pid)
 
     def fallen(self) -> list[str]:
         """Those that ended without having been asked to."""

@@ -27,9 +27,7 @@ from scripts.trials.workers_crew import (
     RESTLESS,
     Crew,
     Stuck,
-    children_of,
     crew,
-    is_running,
     send,
 )
 from scripts.trials.workers_load import Load
@@ -38,6 +36,7 @@ from storage.backends.sqlite.inspection import inspect_index
 from storage.open import open_store
 from storage.records import AccountId
 from storage.settings import Settings
+from tests.contract.program import children_of, is_alive
 from worker.lease import SILENCE_S
 
 SHORT = 4
@@ -133,7 +132,7 @@ class Session:
         child = member.child
         await asyncio.to_thread(member.end, signal.SIGKILL)
         deadline = time.monotonic() + PATIENCE_S
-        while is_running(child):
+        while is_alive(child):
             if time.monotonic() > deadline:
                 raise Stuck("a worker does not end with its supervisor")
             await asyncio.sleep(0.05)

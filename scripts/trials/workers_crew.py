@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.trials.subject import launch
-from tests.contract.program import lasting_port
+from tests.contract.program import children_of, is_alive, lasting_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
@@ -43,21 +43,6 @@ RESTLESS = {
 
 class Stuck(Exception):
     """What must happen did not."""
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process is there; one that ended and was not reaped is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def children_of(pid: int) -> list[int]:
-    """The children of a process, as they are now."""
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 class Member:
@@ -214,11 +199,11 @@ class Crew:
             member.end(signal.SIGKILL)
         for pid in children:
             # One that is stopped by a signal does not notice that its supervisor is gone.
-            if is_running(pid):
+            if is_alive(pid):
                 send(pid, signal.SIGCONT)
         with contextlib.suppress(Stuck):
-            wait_until("children end", lambda: not any(map(is_running, children)), CLOSE_S)
-        for pid in filter(is_running, children):
+            wait_until("children end", lambda: not any(map(is_alive, children)), CLOSE_S)
+        for pid in filter(is_alive, children):
             send(pid, signal.SIGKILL)
         self._scratch.cleanup()
 

@@ -49,8 +49,15 @@ def is_alive(pid: int) -> bool:
     """Whether the process runs; one that ended and was not reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # The second when it goes while it is read.
         return False
+
+
+def children_of(pid: int) -> list[int]:
+    """What a process has started and not buried; nothing where it is gone."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def lasting_port() -> int:
@@ -135,9 +142,14 @@ class Program:
 
     def close(self) -> None:
         """Leave nothing behind, however the test went. Safe twice."""
-        if self._process is not None:
-            self.end(signal.SIGKILL)
-        self._scratch.cleanup()
+        try:
+            if self._process is not None:
+                children = self.children()
+                self.end(signal.SIGKILL)
+                # Until then they write to what is removed here.
+                eventually("children end with their supervisor", lambda: not any(map(is_alive, children)))
+        finally:
+            self._scratch.cleanup()
 
     def events(self, event: str, /, **values: Any) -> list[Event]:
         """What it logged since it was first started, oldest first: that event, with these values."""
@@ -162,9 +174,7 @@ class Program:
 
     def children(self) -> list[int]:
         """The processes that the supervisor has started and not buried, ready or not."""
-        return [
-            int(pid) for pid in Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children").read_text().split()
-        ]
+        return children_of(self.supervisor)
 
     def kill_child(self, name: str) -> None:
         """Kill a child without a warning."""
