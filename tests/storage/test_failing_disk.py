@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +70,54 @@ async def test_a_log_is_proved_on_a_new_connection(running, monkeypatch):
     monkeypatch.setattr(logs.Database, "open", noted)
     await write(running, spec, "b")
     assert opened_anew == ["log.db"]
+
+
+async def test_a_log_is_proved_though_what_was_open_cannot_be_closed(running, monkeypatch):
+    spec = await running.index()
+    await write(running, spec)
+    lost = StoreFailed("the sync failed")
+    real, closed = Database.close, []
+
+    async def fails_the_first_time(database: Database) -> None:
+        await real(database)
+        closed.append(database)
+        if len(closed) == 1:
+            raise lost
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "at_once", failing(1, Database.at_once, lost))
+        patched.setattr(Database, "close", fails_the_first_time)
+        for _ in range(2):
+            with pytest.raises(StoreFailed):
+                await running.upsert(spec, batch(["b"], np.ones((1, 4))))
+        await write(running, spec, "b")
+    assert len(closed) == len({*closed}) == 2
+
+
+async def test_a_log_that_cannot_be_opened_keeps_no_descriptor(running, monkeypatch):
+    spec = await running.index()
+    real = os.open
+
+    def fails(path, *rest, **named) -> int:
+        if os.fspath(path).endswith("HEAD"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *rest, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fails)
+        with pytest.raises(StoreFailed, match="Too many open files"):
+            await running.upsert(spec, batch(["a"], np.ones((1, 4))))
+    assert not [path for path in opened_files() if path.endswith("log.lock")]
+    await write(running, spec)
+
+
+def opened_files() -> list[str]:
+    """The paths of what this process has open."""
+    found = []
+    for one in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # The one that lists them.
+            found.append(str(one.readlink()))
+    return found
 
 
 async def test_a_full_disk_does_not_make_a_log_suspect(running, monkeypatch):

@@ -87,7 +87,12 @@ class Log:
         self._is_suspect = False
         """Whether a write or a sync failed, so that nobody knows what of it is on disk."""
         self._lock = FileLock(folder.log_lock, lock_timeout_ms)
-        self._witness = os.open(folder.witness, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._witness = os.open(folder.witness, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            # For want of descriptors, perhaps: whoever tries again must not have fewer of them each time.
+            self._lock.close()
+            raise
         self._pending: list[_Pending] = []
         self._committing: asyncio.Task[None] | None = None
 
@@ -178,8 +183,9 @@ class Log:
         StoreFailed, LogDamaged, StoreBusy; then the log stays suspect.
         """
         database = await Database.open(self._folder.log)
-        await self._database.close()
-        self._database = database
+        # In this order: what cannot be closed must not be what is closed again at the next try.
+        suspect, self._database = self._database, database
+        await suspect.close()
         [row] = await database.rows(HEAD_SQL)
         await check_witness(self._folder, database, read_witness(self._folder.witness), _head(row))
         if not await database.checkpoint():

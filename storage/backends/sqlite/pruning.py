@@ -56,10 +56,12 @@ class LogPruner:
         True when there may be more to take, or there are free pages left to return.
         """
         if self._open is None:
-            self._open = (
-                await Database.open(self._folder.log),
-                FileLock(self._folder.log_lock, self._lock_timeout_ms),
-            )
+            lock = FileLock(self._folder.log_lock, self._lock_timeout_ms)
+            try:
+                self._open = await Database.open(self._folder.log), lock
+            except BaseException:
+                lock.close()
+                raise
         database, lock = self._open
         async with lock.held():
             async with database.writing() as transaction:

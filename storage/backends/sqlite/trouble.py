@@ -45,9 +45,9 @@ class Troubles:
             rows = await asyncio.to_thread(self._rows_aside, reader, applied)
         else:
             rows = self._rows(reader.state_reader.rows, applied)
-        for sequence, error in rows:
-            named = reader.log.rows("SELECT mutation_id FROM mutations WHERE sequence = ?", (sequence,))
-            self._newest.append(SetAside(MutationId(named[0][0] if named else ""), error))
+        # All that may fail is read before any of it is remembered: else what was read twice would count twice.
+        newest = [SetAside(_id_of(reader, sequence), error) for sequence, error in rows[-NEWEST_MAX:]]
+        self._newest.extend(newest)
         self._count += len(rows)
         self._through = max(self._through, applied)
 
@@ -57,3 +57,9 @@ class Troubles:
 
     def _rows(self, rows: Callable[..., list[Row]], applied: Sequence) -> list[Row]:
         return rows(FAILED_SQL, (self._through, applied, MutationState.FAILED))
+
+
+def _id_of(reader: IndexReader, sequence: Sequence) -> MutationId:
+    """The id of a mutation; empty where its row is gone."""
+    named = reader.log.rows("SELECT mutation_id FROM mutations WHERE sequence = ?", (sequence,))
+    return MutationId(named[0][0] if named else "")
