@@ -52,7 +52,8 @@ class Scrubber:
         self._settings = settings
         self._scrubbed_at = scrubbed_at
         self._mark = index.folder.path / MARK
-        scrubbed_at.setdefault(index.spec.id, time.monotonic() - _age_s(self._mark, settings.scrub_interval_ms / 1000))
+        self._interval_s = settings.scrub_interval_ms / 1000
+        scrubbed_at.setdefault(index.spec.id, time.monotonic() - _age_s(self._mark, self._interval_s))
         self._wanted = wanted
         self._reading: asyncio.Task[None] | None = None
         self._found: tuple[Finding, ...] | None = None
@@ -66,9 +67,9 @@ class Scrubber:
         """When a turn has something to do, by the monotonic clock."""
         if self._found is not None:
             return 0.0
-        if self.is_busy or not self._settings.scrub_interval_ms:
+        if self.is_busy or not self._interval_s:
             return float("inf")
-        return self._scrubbed_at[self._index.spec.id] + self._settings.scrub_interval_ms / 1000
+        return self._scrubbed_at[self._index.spec.id] + self._interval_s
 
     async def turn(self) -> None:
         """Begin one that is due, or see to what one found. Raises LeaseLost, and StateDamaged to halt the index."""
@@ -100,7 +101,8 @@ class Scrubber:
             )
         except BuildFailed as error:
             log.error("scrub.failed", index=self._index.spec.id, reason=str(error))
-            self._scrubbed_at[self._index.spec.id] += RETRY_S
+            # Not so long after it was due: it may have waited for others since.
+            self._scrubbed_at[self._index.spec.id] = time.monotonic() - self._interval_s + RETRY_S
             return
         self._scrubbed_at[self._index.spec.id] = time.monotonic()
         with suppress(OSError):  # The index may have been deleted meanwhile, or the disk be full.

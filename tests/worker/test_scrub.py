@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
 from storage.errors import LogDamaged, SegmentDamaged, StateDamaged
 from tests.conftest import Running, batch, running_on
-from worker.scrub import MARK
+from worker.jobs import BuildFailed
+from worker.scrub import MARK, Scrubber
 
 DIMENSIONS = 32
 
@@ -162,3 +165,18 @@ async def test_indexes_are_scrubbed_one_after_the_other(running, monkeypatch):
 
     assert most == 1
     assert len({event["index"] for event in events if event["event"] == "scrub.finished"}) == 3
+
+
+async def test_a_scrub_that_failed_long_after_it_was_due_is_not_tried_again_at_once(tmp_path, small, monkeypatch):
+    async def fails(_):
+        raise BuildFailed("it was killed")
+
+    monkeypatch.setattr(worker.scrub, "run_builder", fails)
+    index = SimpleNamespace(spec=SimpleNamespace(id="a", config=None), folder=SimpleNamespace(path=tmp_path))
+    settings = replace(small, scrub_interval_ms=3_600_000)
+    late = Scrubber(index, settings, {"a": time.monotonic() - 5 * 3600}, wanted=lambda: None)
+    assert late.due_at() < time.monotonic()
+
+    await late.read()
+
+    assert late.due_at() > time.monotonic()
