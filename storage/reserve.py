@@ -55,6 +55,11 @@ class Room:
         return self.wanted_bytes // LOW_SHARE
 
     @property
+    def is_low(self) -> bool:
+        """Whether less is free than that."""
+        return self.free_bytes < self.low_bytes
+
+    @property
     def is_whole(self) -> bool:
         """Whether nothing of the reserve was given away."""
         return self.kept_bytes >= self.wanted_bytes * WHOLE_SHARE
@@ -68,7 +73,7 @@ class Room:
     @property
     def is_short(self) -> bool:
         """Whether only what frees room may be written: never while there is room, whatever the file is like."""
-        return self.free_bytes < self.low_bytes if self.is_whole else not self.can_be_whole
+        return self.is_low if self.is_whole else not self.can_be_whole
 
 
 class Reserve:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from storage.backends.sqlite.pruning import Due
+from storage.backends.sqlite.pruning import EVER_MS, Due
 from storage.backends.sqlite.state import ManifestMoved, State
 from storage.backends.sqlite.workshop import WorkIndex
 from storage.records import Sequence
@@ -31,7 +31,6 @@ SLICES_MAX = 4
 PROVE_RETRY_S = 60.0
 AHEAD_MS = 24 * 3_600_000
 """A time that is further ahead than this is of a clock that was wrong, and is not waited for."""
-EVER_MS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)

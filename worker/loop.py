@@ -180,7 +180,7 @@ class Loop:
                 self._builders,
                 published=lambda: self._bell.ring(id),
                 wanted=lambda: self._give_turn(id),
-                is_short=lambda: self._workshop.reserve.room().free_bytes < self._workshop.reserve.room().low_bytes,
+                is_short=lambda: self._workshop.reserve.room().is_low,
                 scrubbed_at=self._scrubbed_at,
             )
             self._most_tended = max(self._most_tended, len(self._tended))

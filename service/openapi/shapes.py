@@ -5,16 +5,13 @@ What it cannot say is in descriptions: lengths are of UTF-8, as many values as t
 
 from __future__ import annotations
 
-from typing import Any
-
 from service.dialects.vectorize.configs import PRESETS
 from service.dialects.vectorize.filters import EQUALITIES, LISTS, RANGES
 from service.dialects.vectorize.names import INDEX_NAME
 from service.dialects.vectorize.values import FLOAT32_MAX
+from service.openapi.results import Schema, named
 from storage.limits import Limits
 from storage.records import MetadataType, Metric
-
-Schema = dict[str, Any]
 
 BYTES_MAX = "x-bytes-max"
 """A limit in bytes of UTF-8. `maxLength`, which counts characters, only says the same of ASCII."""
@@ -57,9 +54,9 @@ def request_schemas(limits: Limits) -> dict[str, Schema]:
     vector = {
         "type": "object",
         "required": ["id", "values"],
-        "properties": {"id": id, "values": values, "namespace": namespace, "metadata": {"$ref": _ref("Metadata")}},
+        "properties": {"id": id, "values": values, "namespace": namespace, "metadata": named("Metadata")},
     }
-    vectors = {"type": "array", "items": {"$ref": _ref("Vector")}, "minItems": 1, "maxItems": limits.upload_vectors_max}
+    vectors = {"type": "array", "items": named("Vector"), "minItems": 1, "maxItems": limits.upload_vectors_max}
     return {
         "CreateIndex": _create_index(limits),
         "Vector": vector,
@@ -71,13 +68,13 @@ def request_schemas(limits: Limits) -> dict[str, Schema]:
             "description": f"At most {limits.metadata_bytes_max} bytes of compact JSON; null and {{}} are none.",
             "type": ["object", "null"],
             "propertyNames": {"pattern": f"^{_KEY}$"},
-            "additionalProperties": {"$ref": _ref("MetadataValue")},
+            "additionalProperties": named("MetadataValue"),
         },
         "MetadataValue": {
             "anyOf": [
                 {"type": ["null", "boolean", "string", "number"]},
-                {"type": "array", "items": {"$ref": _ref("MetadataValue")}},
-                {"$ref": _ref("Metadata")},
+                {"type": "array", "items": named("MetadataValue")},
+                named("Metadata"),
             ]
         },
     } | _of_questions(limits, id, namespace, values)
@@ -90,20 +87,20 @@ def _of_questions(limits: Limits, id: Schema, namespace: Schema, values: Schema)
         "Query": _query(limits, id, namespace, values),
         "Filter": {
             "description": f"Shorter than {limits.filter_bytes_max} bytes of compact JSON. An empty one selects all.",
-            "anyOf": [{"$ref": _ref("FilterObject")}, {"type": "null"}],
+            "anyOf": [named("FilterObject"), {"type": "null"}],
         },
         "FilterObject": _filter(limits),
         "Condition": _condition(limits),
         "Select": {
             "type": "object",
             "properties": {
-                "filter": {"$ref": _ref("Filter")},
+                "filter": named("Filter"),
                 "namespace": namespace,
                 "dry_run": nullable({"type": "boolean", "description": "Also spelled dryRun."}),
             },
         },
         "SelectSome": {
-            "allOf": [{"$ref": _ref("Select")}],
+            "allOf": [named("Select")],
             "anyOf": [
                 {"required": ["filter"], "properties": {"filter": {"type": "object", "minProperties": 1}}},
                 {"required": ["namespace"], "properties": {"namespace": {"type": "string", "minLength": 1}}},
@@ -127,10 +124,6 @@ def _of_questions(limits: Limits, id: Schema, namespace: Schema, values: Schema)
             "properties": {"propertyName": _property_name(limits) | {"description": "Also spelled property."}},
         },
     }
-
-
-def _ref(name: str) -> str:
-    return f"#/components/schemas/{name}"
 
 
 def _any_case(word: str) -> str:
@@ -185,7 +178,7 @@ def _query(limits: Limits, id: Schema, namespace: Schema, values: Schema) -> Sch
             "returnValues": flag,
             "returnMetadata": {"enum": ["none", "indexed", "all", True, False, None], "default": "none"},
             "namespace": namespace,
-            "filter": {"$ref": _ref("Filter")},
+            "filter": named("Filter"),
             "offset": nullable({"type": "integer", "minimum": 0, "maximum": limits.offset_max}),
             "recall": nullable({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
             "include_timing": flag | {"description": "Also spelled includeTiming."},
@@ -212,13 +205,13 @@ def _query(limits: Limits, id: Schema, namespace: Schema, values: Schema) -> Sch
 def _filter(limits: Limits) -> Schema:
     found: Schema = {
         "type": "object",
-        "patternProperties": {_PATH: {"$ref": _ref("Condition")}},
+        "patternProperties": {_PATH: named("Condition")},
         "propertyNames": {"maxLength": limits.filter_key_chars_max},
         "additionalProperties": False,
     }
     if not limits.strict:
-        some = {"type": "array", "items": {"$ref": _ref("FilterObject")}, "minItems": 1}
-        found["properties"] = {"$and": some, "$or": some, "$not": {"$ref": _ref("FilterObject")}}
+        some = {"type": "array", "items": named("FilterObject"), "minItems": 1}
+        found["properties"] = {"$and": some, "$or": some, "$not": named("FilterObject")}
     return found
 
 
@@ -232,7 +225,7 @@ def _condition(limits: Limits) -> Schema:
         ranges = _operators({name: operands[name] for name in RANGES})
         ranges["not"] = {"anyOf": [{"required": ["$lt", "$lte"]}, {"required": ["$gt", "$gte"]}]}
         return {"anyOf": [scalar, *alone, ranges]}
-    operands |= {"$exists": {"type": "boolean"}, "$not": {"$ref": _ref("Condition")}}
+    operands |= {"$exists": {"type": "boolean"}, "$not": named("Condition")}
     return {"anyOf": [scalar, _operators(operands)]}
 
 

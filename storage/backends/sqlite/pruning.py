@@ -17,6 +17,8 @@ SLICE_BYTES = 2 * 1024 * 1024
 """About ten milliseconds of deleting and vacuuming."""
 SLICE_ROWS = 2_000
 VACUUM_PAGES = 512
+EVER_MS = 1 << 62
+"""Later than any clock shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class Due:
     """Bodies up to here are in segments."""
     bodies_before_ms: int
     rows_before_ms: int
-    ahead_ms: int = 1 << 62
+    ahead_ms: int = EVER_MS
     bodies_forgotten: Sequence = Sequence(0)
     rows_forgotten: Sequence = Sequence(0)
 

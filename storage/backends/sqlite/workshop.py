@@ -23,7 +23,7 @@ from storage.backends.sqlite.folder import DRAFT_PREFIX, DataFolder, IndexFolder
 from storage.backends.sqlite.glance import Glance, glance
 from storage.backends.sqlite.inspection import is_certain
 from storage.backends.sqlite.log import LoggedMutation
-from storage.backends.sqlite.pruning import Due, LogPruner
+from storage.backends.sqlite.pruning import EVER_MS, Due, LogPruner
 from storage.backends.sqlite.publishing import StateWriter
 from storage.backends.sqlite.reader import IndexReader, check_age, check_applied
 from storage.backends.sqlite.sightings import Sightings
@@ -321,7 +321,7 @@ class WorkIndex:
         [(oldest,)] = self._reader.state_reader.rows("SELECT min(sequence) FROM outcomes")
         return Sequence(self.state().applied if oldest is None else oldest - 1)
 
-    async def forget(self, *, removed_before_ms: int, outcomes_before_ms: int, ahead_ms: int = 1 << 62) -> None:
+    async def forget(self, *, removed_before_ms: int, outcomes_before_ms: int, ahead_ms: int = EVER_MS) -> None:
         """Drop what no cursor and no caller can ask for any more.
 
         Times after `ahead_ms` are of a clock that was wrong: what has one is as old as what came after it.
