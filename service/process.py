@@ -20,7 +20,7 @@ from aiohttp import web
 from service.app import create_app
 from service.connections import Runner
 from service.keys import AUDIT
-from service.tls import HANDSHAKE_TIMEOUT_S, Certificate
+from service.tls import HANDSHAKE_TIMEOUT_S, Certificate, ForListeners
 from storage.open import open_store
 from storage.settings import Settings
 
@@ -59,7 +59,9 @@ async def _serve(
     ready: Callable[[], None],
     stop: asyncio.Event,
 ) -> None:
-    certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
+    certificate = None
+    if settings.tls_certificate:
+        certificate = Certificate(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     _reload_on_hangup(app, certificate)
     runner = Runner(app, drain_s=settings.drain_timeout_ms / 1000)
     await runner.setup()
@@ -82,7 +84,7 @@ class _Site(web.BaseSite):
     """A listening socket of the runner, with TLS or without."""
 
     def __init__(self, runner: Runner, listener: socket.socket, certificate: Certificate | None) -> None:
-        super().__init__(runner, ssl_context=certificate.context if certificate else None, backlog=BACKLOG)
+        super().__init__(runner, ssl_context=ForListeners.of(certificate) if certificate else None, backlog=BACKLOG)
         self._listener = listener
 
     @property

@@ -1,4 +1,4 @@
-"""TLS in the service process: the certificate, and another one without a restart."""
+"""TLS in the service process: the certificate, whose clients may connect, and others without a restart."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class CertificateInvalid(Exception):
 
 
 class Certificate:
-    """A certificate with its key, as new connections are shown it."""
+    """A certificate with its key, as new connections are shown it, and who vouches for clients, where they need one."""
 
-    def __init__(self, certificate: str, key: str) -> None:
+    def __init__(self, certificate: str, key: str, client_ca: str = "") -> None:
         """Read the files. Without `key` it is in the file of the certificate. Raises CertificateInvalid."""
         self._certificate = certificate
         self._key = key
+        self._client_ca = client_ca
         self.context = self._read()
 
     def reload(self) -> bool:
-        """Show new connections what the files have now. Files that do not fit change nothing, and are logged."""
+        """Have in `context` what the files have now. Files that do not fit change nothing, and are logged."""
         try:
-            # Into a context of its own first: what cannot be used must not replace what can.
-            self._read()
-            self.context.load_cert_chain(self._certificate, self._key or None, password=_no_password)
-        except (CertificateInvalid, OSError) as error:
+            # Always a new one: from a context that is in use no authority can be taken, and it resumes old sessions.
+            self.context = self._read()
+        except CertificateInvalid as error:
             log.error("certificate.rejected", reason=str(error))
             return False
         log.info("certificate.loaded", file=self._certificate)
@@ -50,7 +50,39 @@ class Certificate:
         except (OSError, ValueError) as error:
             both = f"{self._certificate} and {self._key}" if self._key else self._certificate
             raise CertificateInvalid(f"{both} cannot be used as certificate and key: {_reason(error)}") from error
+        if self._client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
+                context.load_verify_locations(self._client_ca)
+            except (OSError, ValueError) as error:
+                text = f"{self._client_ca} cannot be used as the authorities of clients: {_reason(error)}"
+                raise CertificateInvalid(text) from error
         return context
+
+
+class ForListeners(ssl.SSLContext):
+    """What a listener is given for as long as it listens: each connection gets the context that there is by then."""
+
+    _certificate: Certificate
+
+    @classmethod
+    def of(cls, certificate: Certificate) -> ForListeners:
+        """The context of a certificate, whenever it was read."""
+        context = cls(ssl.PROTOCOL_TLS_SERVER)
+        context._certificate = certificate
+        return context
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Begin TLS on a new connection."""
+        hostname = server_hostname.decode() if isinstance(server_hostname, bytes) else server_hostname
+        return self._certificate.context.wrap_bio(incoming, outgoing, server_side, hostname, session)
 
 
 def fingerprint(certificate: str) -> bytes:

@@ -35,6 +35,8 @@ class Settings:
     """The PEM file of the certificate and those that vouch for it; empty: plain HTTP. Read again on SIGHUP."""
     tls_key: str = ""
     """The PEM file of its key, without a password; empty: in the file of the certificate."""
+    tls_client_ca: str = ""
+    """The PEM file of authorities: only clients with a certificate of theirs may connect. Read again on SIGHUP."""
     audit_file: str = ""
     """The file for the audit of writes and administration; empty: the log. Opened again on SIGHUP."""
     create_indexes: str = ""

@@ -203,7 +203,7 @@ def _check_files(settings: Settings) -> None:
     """Say at the start, and here, what would otherwise keep every service from starting."""
     try:
         if settings.tls_certificate:
-            Certificate(settings.tls_certificate, settings.tls_key)
+            Certificate(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
         Audit(settings.audit_file).close()
     except CertificateInvalid as error:
         raise CommandFailed(str(error)) from error
@@ -211,6 +211,13 @@ def _check_files(settings: Settings) -> None:
         raise CommandFailed(f"the audit file {settings.audit_file} cannot be written ({error.strerror})") from error
     if settings.tls_key and not settings.tls_certificate:
         raise CommandFailed("tls_key is set and tls_certificate is not; set both, or neither")
+    if settings.tls_client_ca and not settings.tls_certificate:
+        raise CommandFailed("tls_client_ca is set and tls_certificate is not; clients are asked for theirs in TLS only")
+    if settings.tls_client_ca and settings.create_indexes:
+        raise CommandFailed(
+            "create_indexes is a request of Headrace to itself, and it has no certificate that tls_client_ca vouches "
+            "for; leave one of them out, and make the indexes from a client"
+        )
 
 
 def _listen(settings: Settings) -> tuple[Address, tuple[socket.socket, ...]]:
