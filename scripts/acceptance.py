@@ -274,8 +274,8 @@ def settle(api: Api, *, seals: int, merges: int) -> None:
 def run(words: Words, environment: dict[str, str], *, seals: int, merges: int) -> None:
     """One whole life of a data folder."""
     rng = np.random.default_rng(7)
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
+    with tempfile.TemporaryDirectory(prefix="hr-") as folder:
+        data, environment = Path(folder) / "data", environment | {"TMPDIR": folder}
         with server(data, environment) as port:
             api = Api(port)
             api.call("POST", "", {"name": "words", "config": {"dimensions": 100, "metric": "cosine"}})
@@ -303,6 +303,8 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=20_000, help="how many words (default 20000)")
     parser.add_argument("--short", action="store_true", help="the 5,000 words of the sample, small seals only")
     options = parser.parse_args()
+    # Ended from outside, by `timeout` say, it cleans up as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.short:
         sample = sample_words()
         words = Words([word.text for word in sample], np.array([word.values for word in sample]))
