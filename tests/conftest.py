@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +23,9 @@ from storage.settings import Settings
 from worker.loop import Loop
 
 ACCOUNT = AccountId("acc")
-WAIT_S = 60.0
-"""Not a speed limit: how long a test waits before it calls a thing that should happen stuck."""
+WAIT_S = 300.0
+"""Not a speed limit: how long a test waits before it calls a thing that should happen stuck. On a machine that is busy
+with other things a builder, of the lowest priority, took more than a minute to start."""
 
 
 @dataclass
@@ -74,6 +75,13 @@ async def running_on(settings: Settings) -> AsyncIterator[Running]:
         await running.stop_worker()
         await store.close()
         leave(settings.data)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for what happens by itself: in another task or process, of which a file or a log may be all there is."""
+    async with asyncio.timeout(WAIT_S):
+        while not holds():  # noqa: ASYNC110 (as above)
+            await asyncio.sleep(0.01)
 
 
 def batch(ids, values, namespaces=None, metadata=None) -> Batch:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from service.process import run
 from service.tls import Certificate, CertificateInvalid, fingerprint
 from storage.settings import Settings
 from tests.certificates import make_certificate, make_client, needs_openssl
+from tests.conftest import until
 
 pytestmark = needs_openssl
 
@@ -72,12 +73,6 @@ async def shown(url: str) -> str:
     """The certificate that a new connection is shown."""
     host, port = url.removeprefix("https://").split(":")
     return await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110 (what it waits for is a line of a log)
-            await asyncio.sleep(0.01)
 
 
 async def test_clients_that_trust_the_certificate_get_in_and_others_do_not(settings, tmp_path):

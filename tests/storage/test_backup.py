@@ -8,7 +8,6 @@ import io
 import random
 import shutil
 import tarfile
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from storage.backends.sqlite.restoring import restore
 from storage.errors import BackupRefused
 from storage.filters import FilterRules
 from storage.interfaces import ListRequest
-from tests.conftest import ACCOUNT, Running, batch, running_on
+from tests.conftest import ACCOUNT, Running, batch, running_on, until
 
 DIMENSIONS = 4
 RULES = FilterRules()
@@ -164,14 +163,6 @@ async def test_after_a_restore_doctor_finds_nothing_wrong_with_what_is_not_built
 
 async def until_graph(data: Path) -> None:
     await until(lambda: list(data.rglob("graph.usearch")))
-
-
-async def until(holds: Callable[[], object]) -> None:
-    for _ in range(6000):
-        if holds():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("waited a minute in vain")
 
 
 def flip(path: Path) -> None:

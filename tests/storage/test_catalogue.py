@@ -17,7 +17,7 @@ from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.restoring import restore
 from storage.errors import IndexNotFound, StateDamaged
-from tests.conftest import ACCOUNT, batch, running_on
+from tests.conftest import ACCOUNT, batch, running_on, until
 
 DAMAGE = {
     "deleted": "UPDATE indexes SET deleted_us = 1 WHERE name = 'docs'",
@@ -82,10 +82,7 @@ async def test_an_index_that_only_looks_deleted_is_not_thrown_away(small):
 
     with capture_logs() as events:
         async with running_on(replace(small, sweep_ms=50)):
-            for _ in range(3000):
-                if any(event["event"] == "index.halted" and event["index"] == id for event in events):
-                    break
-                await asyncio.sleep(0.02)
+            await until(lambda: any(event["event"] == "index.halted" and event["index"] == id for event in events))
 
     assert [event["event"] for event in events if event.get("index") == id] == ["index.halted"]
     assert DataFolder(small.data).index(id).log.exists()

@@ -7,17 +7,11 @@ import threading
 from dataclasses import replace
 
 from storage.backends.sqlite import reader as reading
-from tests.conftest import WAIT_S, batch, running_on
+from tests.conftest import WAIT_S, batch, running_on, until
 
 
 def reader_of(running, spec):
     return running.store._indexes.get(spec).reader
-
-
-async def until(true) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not true():  # noqa: ASYNC110 (another process rings)
-            await asyncio.sleep(0.01)
 
 
 def ids_in(snapshot):

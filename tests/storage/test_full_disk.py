@@ -16,8 +16,7 @@ from storage.backends.sqlite.opened import OpenIndex
 from storage.backends.sqlite.publishing import StateWriter
 from storage.errors import StoreFull
 from storage.reserve import FILE
-from tests.conftest import ACCOUNT, Running, batch, running_on
-from tests.worker.other_worker import until
+from tests.conftest import ACCOUNT, Running, batch, running_on, until
 
 WANTED = 1024 * 1024
 PAGE = 4096

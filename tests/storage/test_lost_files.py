@@ -20,8 +20,7 @@ from storage.backends.sqlite.state import StateReader
 from storage.errors import Damaged, LogDamaged, StoreFull
 from storage.open import open_store
 from storage.records import IndexId, IndexSpec
-from tests.conftest import Running, batch, running_on
-from tests.worker.other_worker import until
+from tests.conftest import Running, batch, running_on, until
 
 LONG_AGO_S = 24 * 3600
 

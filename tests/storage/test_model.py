@@ -61,7 +61,7 @@ from storage.records import (
 )
 from storage.search import Query, search
 from storage.settings import Settings
-from tests.conftest import ACCOUNT, WAIT_S, Running
+from tests.conftest import ACCOUNT, Running, until
 from tests.storage.model import Model
 from tests.storage.questions import (
     DIMENSIONS,
@@ -414,13 +414,6 @@ class IndexMachine(RuleBasedStateMachine):
 
     def reading(self) -> closing[StateReader]:
         return closing(StateReader(Reader(self.index_folder.state)))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must happen by itself."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 (the event happens in other processes, which only files tell of)
-            await asyncio.sleep(0.02)
 
 
 def settings_of(folder: Path) -> Settings:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from storage import plan as planning
-from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.folder import DataFolder
 from storage.filters import FilterRules
 from storage.plan import PlanKind
 from storage.search import Query, search
 from storage.segment.pinning import pin_segments
-from tests.conftest import batch, running_on
+from tests.conftest import WAIT_S, batch, running_on
 
 DIMENSIONS, ROWS = 32, 3000
 
@@ -37,16 +35,9 @@ async def test_files_of_pinned_segments_may_change_below_them(small, monkeypatch
         values = np.random.default_rng(1).normal(size=(ROWS, DIMENSIONS)).astype(np.float32)
         last = await running.upsert(spec, batch([f"v{row}" for row in range(ROWS)], values))
         await running.applied(spec, last)
-        state = DataFolder(small.data).index(spec.id).state
-        for _ in range(3000):
-            with closing(Reader(state)) as reader:
-                if reader.rows("SELECT 1 FROM segments"):
-                    break
-            await asyncio.sleep(0.02)
-        for _ in range(3000):
-            if (await running.store.snapshot(spec)).parts[:-1]:
-                break
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(WAIT_S):
+            while not (await running.store.snapshot(spec)).parts[:-1]:  # noqa: ASYNC110 (the worker builds them)
+                await asyncio.sleep(0.02)
         await running.stop_worker()
         snapshot = await running.store.snapshot(spec)
         for path in (DataFolder(small.data).index(spec.id).segments).rglob("*.*"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from storage.interfaces import ListRequest
 from storage.limits import RELAXED
 from storage.records import Action, Change, IndexSpec, MetadataIndex, MetadataType, MutationState
 from storage.segment.format import joined
-from tests.conftest import ACCOUNT, Running, batch, running_on
+from tests.conftest import ACCOUNT, Running, batch, running_on, until
 
 Rows = dict[str, bytes]
 
@@ -65,14 +64,6 @@ def some(number: int):
     ids = [f"v{place}" for place in range(number * 20, number * 20 + 40)]
     metadata = [b'{"colour":"red"}'] * 40
     return batch(ids, [[number, place, 1.0, 2.0] for place in range(40)], metadata=metadata)
-
-
-async def until(holds: Callable[[], object]) -> None:
-    for _ in range(3000):
-        if holds():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("waited a minute in vain")
 
 
 def unsealed(data: Path, spec: IndexSpec) -> int:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -92,13 +92,6 @@ async def other_worker(settings: Settings) -> AsyncIterator[OtherWorker]:
         finally:
             if process.returncode is None:
                 await worker.kill()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what other processes do by themselves."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 (only files tell of it)
-            await asyncio.sleep(0.02)
 
 
 async def _is_free(settings: Settings) -> bool:

@@ -16,8 +16,7 @@ from storage.backends.sqlite.state import StateReader
 from storage.batch import pack_vectors
 from storage.limits import RELAXED
 from storage.records import Action, Change, IndexSpec
-from tests.conftest import Running, batch, running_on
-from tests.worker.other_worker import until
+from tests.conftest import Running, batch, running_on, until
 
 TEN_YEARS_S = 315_576_000
 

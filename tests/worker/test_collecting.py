@@ -25,9 +25,8 @@ from storage.plan import PlanKind
 from storage.records import IndexSpec, Metric, Sequence
 from storage.search import Query, search
 from storage.segment import format as layout
-from tests.conftest import Running, batch, running_on
+from tests.conftest import Running, batch, running_on, until
 from tests.storage.model import Model
-from tests.worker.other_worker import until
 from worker.jobs import BuildAnswer, BuildJob, run_builder
 
 DIMENSIONS = 32

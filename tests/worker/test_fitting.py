@@ -12,8 +12,7 @@ from structlog.testing import capture_logs
 from storage.backends.sqlite.builds import FILE, read_note
 from storage.records import Sequence
 from storage.settings import Settings
-from tests.conftest import batch, running_on
-from tests.worker.other_worker import until
+from tests.conftest import batch, running_on, until
 from worker import jobs
 from worker.fitting import CUT_OFF_MAX, FORGET_S, Fitting
 from worker.policy import Bounds, Merge, Seal, SegmentFacts, TailFacts, bytes_of, due

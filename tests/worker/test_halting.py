@@ -16,8 +16,7 @@ from storage.backends.sqlite.inspection import is_certain
 from storage.backends.sqlite.state import StateReader
 from storage.backends.sqlite.workshop import WorkIndex
 from storage.errors import LogDamaged, StateDamaged
-from tests.conftest import batch
-from tests.worker.other_worker import until
+from tests.conftest import batch, until
 from worker import loop as loops
 from worker import tending
 from worker.loop import HALT_MAX_S, HALT_S, Halt

@@ -10,11 +10,9 @@ import pytest
 import worker.jobs
 from storage.backends.sqlite.inspection import Finding, Part
 from storage.records import IndexConfig, IndexId, Metric
+from tests.conftest import WAIT_S
 from worker.builder import FINDINGS_MAX
 from worker.jobs import BuildAnswer, BuildJob, run_builder
-
-WAIT_S = 60.0
-"""Not a speed limit: how long the test waits before it calls a pipe stuck."""
 
 
 def test_an_answer_is_read_back_as_it_was_given() -> None:

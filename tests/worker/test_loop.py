@@ -18,8 +18,7 @@ from storage.backends.sqlite.publishing import StateWriter
 from storage.backends.sqlite.state import State, StateReader
 from storage.errors import StoreFull
 from storage.records import IndexSpec
-from tests.conftest import WAIT_S, Running, batch, running_on
-from tests.worker.other_worker import until
+from tests.conftest import WAIT_S, Running, batch, running_on, until
 from worker import jobs, tending
 
 Events = list[MutableMapping[str, Any]]

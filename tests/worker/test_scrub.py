@@ -19,7 +19,7 @@ from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
 from storage.errors import LogDamaged, SegmentDamaged, StateDamaged
-from tests.conftest import Running, batch, running_on
+from tests.conftest import Running, batch, running_on, until
 from worker.jobs import BuildFailed
 from worker.scrub import MARK, Scrubber
 
@@ -33,14 +33,6 @@ async def running(small):
         yield one
 
 
-async def until(holds, message: str) -> None:
-    for _ in range(3000):
-        if holds():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"waited a minute in vain: {message}")
-
-
 async def sealed(running: Running):
     """An index with a segment that has a graph, and the folder of that segment."""
     spec = await running.index(dimensions=DIMENSIONS)
@@ -48,7 +40,7 @@ async def sealed(running: Running):
     last = await running.upsert(spec, batch([f"v{row}" for row in range(1200)], values))
     await running.applied(spec, last)
     state = DataFolder(running.settings.data).index(spec.id).state
-    await until(lambda: segments(state), "a segment")
+    await until(lambda: segments(state))
     await running.store.snapshot(spec)
     [name] = segments(state)
     return spec, DataFolder(running.settings.data).index(spec.id).segments / name
@@ -84,7 +76,7 @@ async def test_a_graph_that_rots_is_found_and_built_again(running):
     flip(segment / "slots" / "0" / "graph.usearch")
 
     state = DataFolder(running.settings.data).index(spec.id).state
-    await until(lambda: segments(state) and segments(state) != [segment.name], "a new segment")
+    await until(lambda: segments(state) and segments(state) != [segment.name])
     snapshot = await running.store.snapshot(spec)
     assert snapshot.vectors == 1200
 
@@ -136,7 +128,7 @@ async def test_a_worker_that_is_started_again_and_again_scrubs_all_the_same(sett
 
         async with running_on(often) as running:
             await running.applied(spec, await running.upsert(spec, batch(["b"], np.ones((1, DIMENSIONS)))))
-            await until(lambda: mark.stat().st_mtime > long_ago, "a scrub")
+            await until(lambda: mark.stat().st_mtime > long_ago)
         async with running_on(often) as running:
             await running.applied(spec, await running.upsert(spec, batch(["c"], np.ones((1, DIMENSIONS)))))
 
@@ -161,7 +153,7 @@ async def test_indexes_are_scrubbed_one_after_the_other(running, monkeypatch):
         for number in range(3):
             spec = await running.index(f"docs{number}", dimensions=DIMENSIONS)
             await running.applied(spec, await running.upsert(spec, batch(["a"], np.ones((1, DIMENSIONS)))))
-        await until(lambda: sum(event["event"] == "scrub.finished" for event in events) > 5, "some scrubs")
+        await until(lambda: sum(event["event"] == "scrub.finished" for event in events) > 5)
 
     assert most == 1
     assert len({event["index"] for event in events if event["event"] == "scrub.finished"}) == 3

@@ -19,8 +19,8 @@ from storage.backends.sqlite.state import ColumnRow, LeaseLost, State, StateRead
 from storage.backends.sqlite.workshop import WorkIndex, Workshop
 from storage.open import open_store
 from storage.records import Counts, IndexSpec, MutationId, MutationState, Sequence
-from tests.conftest import Running, batch, running_on
-from tests.worker.other_worker import OtherWorker, other_worker, until
+from tests.conftest import Running, batch, running_on, until
+from tests.worker.other_worker import OtherWorker, other_worker
 
 INDEXES = 4
 ROUNDS = 30
