@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import stat
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -25,6 +26,8 @@ FOLDER_BYTES_MAX = 64
 
 ABANDONED_S = 3600.0
 """A folder that nobody answers from is one that is being made, or waits for a restart, unless it is older than this."""
+_HEAD_BYTES = 8
+"""What an empty metrics file has."""
 _NAME = re.compile("headrace-([0-9]+)-[0-9a-f]{16}")
 
 
@@ -79,6 +82,18 @@ def clear_stale_metrics(folder: Path) -> None:
         pid = file.stem.rpartition("_")[2]
         if not pid.isdecimal() or not _alive(int(pid)):
             file.unlink(missing_ok=True)
+
+
+def give_back_metrics_room(folder: Path, pid: int) -> None:
+    """Cut the metrics files of a process that has ended to what they hold, which goes on being counted.
+
+    They were made larger than any process needs (see `storage.telemetry`), and every restart leaves two behind.
+    """
+    for file in folder.glob(f"*_{pid}.db"):
+        with suppress(OSError), file.open("r+b") as opened:
+            # A file begins with how much of it is used, these bytes included.
+            used = int.from_bytes(opened.read(4), sys.byteorder)
+            opened.truncate(min(max(used, _HEAD_BYTES), file.stat().st_size))
 
 
 def leave(data: Path) -> None:

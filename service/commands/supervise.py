@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from service.commands.children import Child, ChildPlan
 from service.commands.failure import CommandFailed
 from storage.process import EXIT_REFUSED, ORPHAN_GRACE_S
+from storage.runtime import give_back_metrics_room
 from storage.settings import Settings
 
 RESTART_WAIT_MIN_S = 0.1
@@ -119,7 +120,9 @@ class Supervisor:
             if await child.heard_ready():
                 log.debug("child.ready", name=one.plan.name, pid=child.pid)
                 one.was_ready.set()
-            return await child.ended()
+            code = await child.ended()
+            give_back_metrics_room(self._metrics, child.pid)
+            return code
         finally:
             one.child = None
             # Gauges of the living must not include the dead.
