@@ -8,6 +8,7 @@ that is a lie takes nothing from others. A sender that stalls, drips or never en
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +27,13 @@ class Patience:
     grace_s: float = 10
     """How long it may be slower than `bytes_per_second`."""
     bytes_per_second: float = 1024
+    """0 for no bound."""
     total_s: float = 600
     """How long a whole body may take."""
 
     def left_s(self, *, length: int, waited_s: float) -> float:
         """How long to wait for the next bytes, after so many bytes and so much waiting."""
-        due_s = self.grace_s + length / self.bytes_per_second
+        due_s = self.grace_s + length / self.bytes_per_second if self.bytes_per_second else math.inf
         return max(0.0, min(self.stall_s, min(due_s, self.total_s) - waited_s))
 
 

@@ -42,7 +42,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log_level": ("debug", "info", "warning", "error"),
     "profile": tuple(PROFILES),
 }
+_MOST = 2**63 - 1
 RANGES: dict[str, tuple[float, float]] = {
+    # With none of these nothing would be served, and of their neighbours 0 says that there is no bound.
+    "body_timeout_ms": (1, _MOST),
+    "head_timeout_ms": (1, _MOST),
+    "connections_max": (1, _MOST),
+    "requests_in_flight_max": (1, _MOST),
     "port": (0, 65_535),
     "processes": (1, 256),
     "recall": (0.5, 1),
@@ -269,7 +275,7 @@ def _check_wanted(text: str, source: str) -> None:
 
 
 def _bounds(name: str) -> tuple[float, float]:
-    return RANGES.get(name, (0, 2**63 - 1))
+    return RANGES.get(name, (0, _MOST))
 
 
 def _wanted(setting: Setting) -> str:

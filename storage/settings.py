@@ -70,7 +70,7 @@ class Settings:
     body_bytes_in_flight_max: int = 512 * MIB
     """The bytes of request bodies one service process holds at a time."""
     body_bytes_per_second_min: int = 1024
-    """A sender that is slower than this, after a grace of ten seconds, is given up."""
+    """A sender that is slower than this, after a grace of ten seconds, is given up; 0 for no bound."""
     body_timeout_ms: int = 600_000
     """How long the service waits for one body, all pauses together."""
     head_timeout_ms: int = 5_000
@@ -78,7 +78,7 @@ class Settings:
     keepalive_timeout_ms: int = 75_000
     """How long a connection may be idle between requests; longer than the proxy in front keeps its own."""
     answer_bytes_per_second_min: int = 1024
-    """A client that reads its answer more slowly than this is disconnected."""
+    """A client that reads its answer more slowly than this is disconnected; 0 for no bound."""
     connections_max: int = 8_192
     """The connections of one service process; at most half the files it may have open."""
     connections_per_address_max: int = 0

@@ -170,6 +170,13 @@ def test_a_sender_is_waited_for_as_long_as_it_keeps_to_the_least_rate(length: in
     assert patience.left_s(length=length, waited_s=waited_s) == left_s
 
 
+@pytest.mark.parametrize(("waited_s", "left_s"), [(0, 30), (90, 10), (101, 0)])
+def test_without_a_least_rate_only_stalls_and_the_end_count(waited_s: float, left_s: float):
+    patience = Patience(stall_s=30, grace_s=10, bytes_per_second=0, total_s=100)
+
+    assert patience.left_s(length=1, waited_s=waited_s) == left_s
+
+
 async def test_lengths_that_are_lies_take_nothing_from_honest_clients(settings: Settings):
     async with serving(strict(settings, body_bytes_in_flight_max=100_000)) as service:
         await service.create()

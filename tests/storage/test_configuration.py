@@ -88,6 +88,7 @@ def test_the_file_is_named_by_flag_then_variable_then_found(tmp_path: Path) -> N
         pytest.param({"HEADRACE_PORT": "http"}, "a whole number from 0 to 65535", id="port in words"),
         pytest.param({"HEADRACE_PORT": "65536"}, "a whole number from 0 to 65535", id="port too large"),
         pytest.param({"HEADRACE_SEAL_BYTES": "-1"}, "a whole number from 0", id="negative size"),
+        pytest.param({"HEADRACE_CONNECTIONS_MAX": "0"}, "a whole number from 1", id="no connections"),
         pytest.param({"HEADRACE_RECALL": "nan"}, "a number from 0.5 to 1", id="recall that is no number"),
         pytest.param({"HEADRACE_RECALL": "1.01"}, "a number from 0.5 to 1", id="recall over one"),
         pytest.param({"HEADRACE_PROFILE": "lax"}, "cloudflare, relaxed", id="profile nobody knows"),
