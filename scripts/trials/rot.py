@@ -45,7 +45,7 @@ from storage.backends.sqlite.state import StateReader
 from storage.errors import StorageError, Unavailable
 from storage.interfaces import ListRequest, Store
 from storage.open import open_store
-from storage.records import Record
+from storage.records import IndexSpec, Record
 from storage.settings import Settings
 from worker.loop import Loop
 
@@ -54,6 +54,7 @@ FULL = 2_000
 PAGE = 4096
 TRIAL_S = 600.0
 """Far more than any trial takes: on a machine that has no time for it, one is slow and hangs nowhere."""
+CATCH_UP_S = 240.0
 KINDS = {"flip": 12, "zero page": 3, "truncate": 2, "zero tail": 2, "swap": 2, "missing": 2}
 RUNNING_SHARE = 0.25
 
@@ -234,6 +235,7 @@ class _Examination:
         self.late = fault.file.startswith("state.db") or (fault.running and fault.file.startswith("segments/"))
         self.notes: list[str] = []
         self.refused = False
+        self.is_slow = False
         self.seen_late = ""
 
     def judge(self, stage: str, name: str, verdict: Verdict, *, scrubbed: bool = False) -> None:
@@ -268,11 +270,13 @@ class _Examination:
             try:
                 await self._wait(store, loop)
                 await ask("applied")
-                await self._write(store)
+                await self._write(store, loop)
                 await ask("written")
                 findings = await self._scrub(store, loop)
                 await self._settle(ask, store)
                 await ask("scrubbed", scrubbed=True)
+                if self.is_slow and not (self.refused or findings):
+                    await self._catch_up(store, loop)
             finally:
                 stop.set()
                 await working
@@ -312,10 +316,31 @@ class _Examination:
                     break
             await asyncio.sleep(0.02)
         else:
-            self.refused = True
+            self._give_up(spec, loop)
         await asyncio.sleep(1.5 if self.fault.eager else 0.3)
 
-    async def _write(self, store) -> None:  # type: ignore[no-untyped-def]
+    def _give_up(self, spec: IndexSpec, loop: Loop) -> None:
+        """Do not wait longer for an index that is halted, which says so, or that is slow, which says nothing."""
+        if loop.is_halted(spec.id):
+            self.refused = True
+        else:
+            self.is_slow = True
+
+    async def _catch_up(self, store: Store, loop: Loop) -> None:
+        """What is slow and nothing else must come to its end: otherwise damage stops an index without a word."""
+        spec = store.index(ACCOUNT, "docs")
+        deadline = time.monotonic() + CATCH_UP_S
+        try:
+            while not loop.is_halted(spec.id):
+                if await store.wait_applied(spec, await store.head(spec), 1):
+                    return
+                if time.monotonic() > deadline:
+                    raise _Violated("stuck", "what is written is neither applied nor refused")
+        except StorageError:
+            pass
+        self.refused = True
+
+    async def _write(self, store, loop: Loop) -> None:  # type: ignore[no-untyped-def]
         for name, model in self.models.items():
             before = copy.copy(model)
             writer = Writer(store, store.index(ACCOUNT, name), model)
@@ -324,7 +349,7 @@ class _Examination:
                 if not await store.wait_applied(writer.spec, sequence, 120 if name == "other" else 2):
                     if name == "other":
                         raise _Violated("neighbour", "a write is not applied")
-                    self.refused = True
+                    self._give_up(writer.spec, loop)
             except StorageError as error:
                 if name == "other":
                     raise _Violated("neighbour", f"a write is refused: {error}") from error
