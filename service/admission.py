@@ -32,9 +32,6 @@ class Pace:
         # When the bucket of a key is full again: all there is to know of it, and of a full one there is nothing.
         self._full_at_s: dict[str, float] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._full_at_s)
-
     def take(self, key: str, now_s: float) -> float:
         """Take one, if there is one. Returns 0, or how many seconds until there is one."""
         full_at_s = max(self._full_at_s.get(key, 0.0), now_s) + self._each_s
@@ -86,7 +83,7 @@ class Admission:
         one. A token that is too long to be guessed is let in all the same: clients behind one proxy share an address,
         and one of them with an old token must not lock out the others.
         """
-        if self._failures and len(text) < GUESSABLE_CHARS:
+        if self._failures is not None and len(text) < GUESSABLE_CHARS:
             wait_s = self._failures.look(address_key(request.remote or ""), time.monotonic())
             if wait_s:
                 raise _too_many(wait_s, _FAILURES)

@@ -26,7 +26,7 @@ _plain: dict[str, Any] = {"process": "", "renderer": None, "stream": None}
 go."""
 
 
-class Lines:
+class LineStream:
     """Where lines go, which may be a full disk: what cannot be written is left out, and nobody who logs hears of it.
 
     Each text is one write, so that lines of several processes do not end up inside each other.
@@ -67,7 +67,7 @@ class Lines:
 
 def configure_logs(settings: Settings, *, process: str) -> None:
     """Send every event of this process to standard error; each carries the name of the process."""
-    stream = Lines(sys.stderr)
+    stream = LineStream(sys.stderr)
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -117,7 +117,7 @@ def _json(event: EventDict, **_: object) -> str:
         return json.dumps(event, default=repr)
 
 
-def _route_standard_logging(processors: list[Processor], level: int, stream: Lines) -> None:
+def _route_standard_logging(processors: list[Processor], level: int, stream: LineStream) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[_without_record, *processors]))
     # Below a warning the libraries only talk to their own authors.

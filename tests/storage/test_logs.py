@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from storage.logs import Lines, configure_logs
+from storage.logs import LineStream, configure_logs
 from storage.settings import Settings
 
 
@@ -75,7 +75,7 @@ def test_events_below_the_level_are_not_written(capsys: pytest.CaptureFixture[st
 
 def test_a_log_on_a_full_disk_disturbs_nobody() -> None:
     with Path("/dev/full").open("w") as full:
-        lines = Lines(full)
+        lines = LineStream(full)
         for _ in range(10_000):
             assert lines.write("a line\n") == len("a line\n")
         lines.flush()
@@ -91,7 +91,7 @@ def test_a_line_that_was_cut_off_by_a_full_disk_ends_before_the_next(
 
     real = os.write
     with (tmp_path / "log").open("w") as file:
-        lines = Lines(file)
+        lines = LineStream(file)
         with monkeypatch.context() as patched:
             patched.setattr(os, "write", short)
             lines.write("a line\n")
