@@ -204,7 +204,6 @@ def _take(descriptor: int, size: int, before: int) -> bool:
 def make_room_to_start(folder: Path) -> None:
     """Give of the reserve before anything is opened: a process that starts on a full disk could not even read."""
     reserve = Reserve(folder, 0)
-    kept = reserve._kept_bytes()  # noqa: SLF001
-    found = os.statvfs(folder)
-    if kept and found.f_bavail * found.f_frsize < kept // 2:
+    room = reserve.room()
+    if room.free_bytes < room.kept_bytes // 2:
         reserve.give()

@@ -149,8 +149,9 @@ class _Copying:
         with closing(Reader(self._target / control)) as reader:
             live = reader.rows(LIVE_SQL)
             self._leave_out_damaged(reader.rows(SELECT))
+        damaged = {one.id for one in self.left_out}
         for id, account, name in live:
-            if id in {one.id for one in self.left_out}:
+            if id in damaged:
                 continue
             try:
                 kept, files = self._index(id, account, name)
