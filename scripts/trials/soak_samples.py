@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +40,10 @@ def sample(some: Crew, at_s: float) -> Sample:
         for pid in member.children():
             values |= _process(pid, member.name)
     data = DataFolder(some.folder / "data")
-    values["wal bytes"] = float(max((_size(path) for path in data.path.rglob("*-wal")), default=0))
-    values["disk MiB"] = sum(_size(path) for path in data.path.rglob("*")) / MIB
+    # A folder that is taken away meanwhile is no error to `os.walk`.
+    files = [Path(folder, name) for folder, _, names in os.walk(data.path) for name in names]
+    values["wal bytes"] = float(max((_size(path) for path in files if path.name.endswith("-wal")), default=0))
+    values["disk MiB"] = sum(map(_size, files)) / MIB
     backlog = 0
     for folder in data.indexes.iterdir():
         try:

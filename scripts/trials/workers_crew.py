@@ -60,10 +60,13 @@ class Member:
         self._environ = environ
         self._log = folder / f"{name}.jsonl"
         self._process: subprocess.Popen[bytes] | None = None
+        self._orphans: list[int] = []
 
     def start(self, environ: dict[str, str] | None = None) -> None:
-        """Start it; `heard_ready` waits until it is ready."""
+        """Start it; `heard_ready` waits until it is ready. Raises Stuck."""
         assert self._process is None
+        # A supervisor that was killed told its child nothing, which has the port until it notices.
+        wait_until(f"the child of {self.name} ends with it", lambda: not any(map(is_alive, self._orphans)))
         started = launch("service")
         if self._preload:
             started = (*started[:3], "scripts.trials.preloaded", self._preload, *started[3:])
@@ -116,7 +119,8 @@ class Member:
         return children_of(self._process.pid) if self._process is not None else []
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End the supervisor by a signal; its exit code."""
+        """End the supervisor by a signal; its exit code. Raises Stuck."""
+        self._orphans = self.children()
         process, self._process = self._process, None
         if process is None:
             return 0
