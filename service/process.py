@@ -21,6 +21,7 @@ from service.app import create_app
 from service.connections import Runner
 from service.keys import AUDIT
 from service.tls import HANDSHAKE_TIMEOUT_S, Certificate, ForListeners
+from storage.deadlines import NEVER, READ_THREADS, in_thread
 from storage.open import open_store
 from storage.settings import Settings
 
@@ -47,9 +48,12 @@ async def run(
 
 
 async def _start_threads() -> None:
-    """Start the threads of the loop's executor now: later the loop would stand still until each one runs."""
+    """Start the threads of the loop and of reads now: later the loop would stand still until each one runs."""
     threads = min(32, (os.cpu_count() or 1) + 4)  # As many as asyncio makes.
-    await asyncio.gather(*(asyncio.to_thread(time.sleep, THREAD_START_S) for _ in range(threads)))
+    await asyncio.gather(
+        *(asyncio.to_thread(time.sleep, THREAD_START_S) for _ in range(threads)),
+        *(in_thread(NEVER, time.sleep, THREAD_START_S) for _ in range(READ_THREADS)),
+    )
 
 
 async def _serve(

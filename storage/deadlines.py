@@ -4,15 +4,19 @@ A deadline is a moment of `time.monotonic()`. Waiting ends there at once. Work i
 outside, so it asks, `check`, between steps of some milliseconds; work that waits for a thread is never begun. The
 deadline belongs to the thread for as long as it does that work, so that what is deep inside need not be handed it, and
 what has no deadline, as all of the worker, pays one look.
+
+Reads have threads of their own: however many take long, writes and health checks find one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import islice
 from typing import TypeVar
@@ -20,6 +24,8 @@ from typing import TypeVar
 from storage.errors import DeadlinePassed
 
 NEVER = math.inf
+READ_THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""As many as asyncio has for everything else."""
 ITEMS_BETWEEN_CHECKS = 4096
 """Of things that are looked at one by one: a few milliseconds."""
 
@@ -34,6 +40,7 @@ class _Deadline(threading.local):
 
 
 _here = _Deadline()
+_threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
 
 
 def deadline_in(timeout_ms: int) -> float:
@@ -79,9 +86,10 @@ async def waiting(until_s: float) -> AsyncIterator[None]:
 
 
 async def in_thread(until_s: float, work: Callable[..., Result], *arguments: object) -> Result:
-    """Do work in a thread until then. Raises DeadlinePassed, and what the work raises."""
+    """Do work in a thread for reads until then. Raises DeadlinePassed, and what the work raises."""
+    loop = asyncio.get_running_loop()
     async with waiting(until_s):
-        return await asyncio.to_thread(_work_until, until_s, work, arguments)
+        return await loop.run_in_executor(_threads, _work_until, until_s, work, arguments)
 
 
 def _work_until(until_s: float, work: Callable[..., Result], arguments: tuple[object, ...]) -> Result:

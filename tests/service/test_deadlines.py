@@ -14,8 +14,9 @@ import pytest
 
 from service.dialects.vectorize import routes_query, routes_vectors
 from service.openapi.document import STATUSES
+from storage import deadlines
 from storage.backends.sqlite import listing
-from storage.deadlines import NEVER
+from storage.deadlines import NEVER, READ_THREADS
 from storage.settings import Settings
 from tests.conftest import ACCOUNT, WAIT_S
 from tests.service.conftest import JSON, Answer, Service, axis, limited, serving, vector
@@ -106,7 +107,7 @@ async def test_a_read_that_waits_for_a_thread_until_its_time_is_up_is_never_begu
     impatient: Service, held: Held, monkeypatch: pytest.MonkeyPatch
 ):
     with ThreadPoolExecutor(1) as one_thread:
-        asyncio.get_running_loop().set_default_executor(one_thread)
+        monkeypatch.setattr(deadlines, "_threads", one_thread)
         one_thread.submit(held.let_go.wait)
 
         given_up = await asyncio.gather(ask(impatient, "query"), ask(impatient, "query"), ask(impatient, "count"))
@@ -117,7 +118,19 @@ async def test_a_read_that_waits_for_a_thread_until_its_time_is_up_is_never_begu
         assert [told(one) for one in given_up] == [(504, 49024, "5")] * 3
         assert [match["id"] for match in answer.result["matches"]] == ["a"]
         assert (held.begun, held.ended) == (1, ["done"])
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+
+
+async def test_writes_and_health_do_not_wait_for_reads_that_take_long(impatient: Service, held: Held):
+    while held.begun < READ_THREADS:
+        answers = await asyncio.gather(*(ask(impatient, "count") for _ in range(READ_THREADS)))
+        assert [told(one) for one in answers] == [(504, 49024, "5")] * READ_THREADS
+
+    # Enough to be parsed and packed in a thread.
+    written = await impatient.upsert([vector(f"v{number}", metadata={"k": "x" * 90}) for number in range(1_000)])
+    health = [await impatient.get(path) for path in ("/livez", "/healthz", "/readyz")]
+
+    assert not held.ended
+    assert (written.status, [one.status for one in health]) == (200, [200, 200, 200])
 
 
 async def test_an_index_that_takes_long_to_open_is_opened_once_for_all_who_gave_up(

@@ -89,17 +89,16 @@ async def test_a_statement_that_would_never_end_is_ended_and_its_connection_goes
     reader.close()
 
 
-async def test_a_thread_that_did_late_work_has_no_deadline_for_what_it_does_next():
+async def test_a_thread_that_did_late_work_has_no_deadline_for_what_it_does_next(monkeypatch: pytest.MonkeyPatch):
     with ThreadPoolExecutor(1) as one_thread:
-        asyncio.get_running_loop().set_default_executor(one_thread)
+        monkeypatch.setattr(deadlines, "_threads", one_thread)
         begun: list[int] = []
         with pytest.raises(DeadlinePassed):
             await in_thread(time.monotonic() - 1, begun.append, 1)
         await in_thread(time.monotonic() + 3600, begun.append, 2)
 
         assert begun == [2]
-        assert not await asyncio.to_thread(is_past)
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+        assert not one_thread.submit(is_past).result()
 
 
 def test_no_timeout_is_no_deadline():
