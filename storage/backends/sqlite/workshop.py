@@ -107,6 +107,8 @@ class Workshop:
     def sweep_folders(self, grace_s: float) -> list[Path]:
         """Remove folders in the trash that nobody reads any more, and what is left of indexes that were never named.
 
+        Takes as long as it takes to remove them, so not on an event loop.
+
         A folder that nobody names and that has mutations is an index whose catalogue was lost: it is put aside, for
         somebody to decide. Returns where those are now.
         """
@@ -114,8 +116,9 @@ class Workshop:
             shutil.rmtree(folder, ignore_errors=True)
         aside = []
         old = self._drafts.older(DRAFT_AGE_S)
-        # After the folders: one of them may have got its name just now.
-        known = self._catalogue.ids()
+        # After the folders: one of them may have got its name just now. By a reader of its own, for this is a thread.
+        with closing(Reader(self.data.control)) as reader:
+            known = {id for (id,) in reader.rows("SELECT id FROM indexes")}
         for folder in old:
             if folder.name not in known:
                 if folder.name.startswith(DRAFT_PREFIX) or self._is_empty(IndexId(folder.name)):
