@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 import socket
@@ -79,7 +80,7 @@ class Doorbell:
         return self._peers
 
     def _send(self, peer: Path, message: bytes) -> bool:
-        """Whether the peer was told or is gone; False when its queue was full."""
+        """Whether the peer was told, is gone, or will never hear; False when there was no room."""
         try:
             self._socket.sendto(message, str(peer))
         except BlockingIOError:
@@ -88,8 +89,9 @@ class Doorbell:
             # The process died without taking its bell down.
             peer.unlink(missing_ok=True)
             self._peers = ()
-        except OSError:
-            return False
+        except OSError as error:
+            # What has no room now may have some later; what is forbidden stays so, and whoever waits looks by itself.
+            return error.errno not in (errno.ENOBUFS, errno.ENOMEM)
         return True
 
     def _read(self) -> None:

@@ -157,10 +157,12 @@ async def _own_token(settings: Settings) -> AsyncIterator[str]:
     made = make(name="supervisor", grants=grants, now_ms=now_ms, expires_ms=now_ms + OWN_TOKEN_MS)
     editor = await open_tokens(settings)
     try:
-        await editor.add(made.token)
-        yield made.text
+        try:
+            await editor.add(made.token)
+            yield made.text
+        finally:
+            await editor.remove(made.token.id)
     finally:
-        await editor.remove(made.token.id)
         await editor.close()
 
 

@@ -85,3 +85,18 @@ async def test_a_ring_that_does_not_fit_is_repeated(folder):
     assert arrived == set(names)
     bell.close()
     slow.close()
+
+
+async def test_a_ring_that_can_never_arrive_is_not_repeated(folder, monkeypatch):
+    deaf = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deaf.bind(str(folder / "worker-1-deaf.sock"))
+    bell = Doorbell(folder, Side.SERVICE, lambda _: None)
+    bell.open()
+    repeats: list[object] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda *args: repeats.append(args))
+
+    bell.ring(INDEX)
+
+    assert repeats == []
+    bell.close()
+    deaf.close()

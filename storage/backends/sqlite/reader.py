@@ -175,7 +175,7 @@ class IndexReader:
 
     async def _keep_up(self) -> None:
         # What is wrong with the index is told to whoever asks.
-        with suppress(StorageError):
+        with suppress(StorageError, OSError):
             while self._opened is not None and self._opened.snapshot.applied < self.state().applied:
                 await self.snapshot()
 
