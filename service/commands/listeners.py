@@ -11,12 +11,17 @@ import errno
 import ipaddress
 import os
 import socket
+import time
 from dataclasses import dataclass, replace
 
 from service.commands.failure import EXIT_PORT_TAKEN, EXIT_USAGE, CommandFailed
 from storage.settings import Settings
 
 BACKLOG = 1024
+PREDECESSOR_S = 2.0
+"""How long a port that is taken is tried again: the children of a `headrace up` that was killed have it until they
+notice, and who starts it again at once is not to be told of another program."""
+PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +76,12 @@ def resolve_address(settings: Settings, *, is_locked: bool = False) -> Address:
 
 
 def bind(address: Address, count: int) -> tuple[Address, tuple[socket.socket, ...]]:
-    """`count` listening sockets on one port, and the address with the real port. Raises CommandFailed."""
+    """`count` listening sockets on one port, and the address with the real port. Raises CommandFailed.
+
+    A port that is taken is waited for, `PREDECESSOR_S` at most.
+    """
     try:
-        first = _listener(address, shared=False)
+        first = _first_listener(address)
     except OSError as error:
         raise _refusal(address, error) from error
     real = replace(address, port=first.getsockname()[1])
@@ -87,6 +95,17 @@ def bind(address: Address, count: int) -> tuple[Address, tuple[socket.socket, ..
         return real, tuple(_listener(real, shared=True) for _ in range(count))
     except OSError as error:
         raise _refusal(real, error) from error
+
+
+def _first_listener(address: Address) -> socket.socket:
+    give_up_at = time.monotonic() + PREDECESSOR_S
+    while True:
+        try:
+            return _listener(address, shared=False)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= give_up_at:
+                raise
+        time.sleep(PAUSE_S)
 
 
 def _listener(address: Address, *, shared: bool) -> socket.socket:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from service.commands import listeners
 from service.commands.children import PACKAGES
 from service.commands.failure import EXIT_PORT_TAKEN, EXIT_USAGE, CommandFailed
 from service.commands.listeners import Address, bind, resolve_address
@@ -215,6 +216,23 @@ def test_a_taken_port_is_named_and_has_its_own_exit_code(count: int) -> None:
             bind(Address(family=socket.AF_INET, host="127.0.0.1", port=port), count)
 
     assert refused.value.exit_code == EXIT_PORT_TAKEN
+
+
+def test_a_port_that_a_predecessor_gives_up_is_waited_for() -> None:
+    with socket.socket() as predecessor:
+        predecessor.bind(("127.0.0.1", 0))
+        predecessor.listen()
+        port = predecessor.getsockname()[1]
+
+        def ends(_: float) -> None:
+            predecessor.close()
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(listeners.time, "sleep", ends)
+            address, [listener] = bind(Address(family=socket.AF_INET, host="127.0.0.1", port=port), 1)
+        listener.close()
+
+    assert address.port == port
 
 
 def test_several_sockets_share_the_port_that_was_found() -> None:
