@@ -4,11 +4,14 @@ It is not the data folder, because the path of a UNIX socket has about 108 bytes
 deep or on a file system without sockets. Everything in it may vanish at any time; nothing durable belongs
 here.
 
-The last process to leave takes the folder away, unless it is killed. So each start takes away what is left of others.
+A supervisor is `present`: it holds a shared lock on the folder itself. The last one to leave takes the folder away, and
+one that starts at that moment makes it anew. One that is killed takes nothing away, so each start takes away what is
+left of others.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -17,7 +20,8 @@ import stat
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER_BYTES_MAX = 64
@@ -26,6 +30,7 @@ FOLDER_BYTES_MAX = 64
 
 ABANDONED_S = 3600.0
 """A folder that nobody answers from is one that is being made, or waits for a restart, unless it is older than this."""
+METRICS = "metrics"
 _HEAD_BYTES = 8
 """What an empty metrics file has."""
 _NAME = re.compile("headrace-([0-9]+)-[0-9a-f]{16}")
@@ -65,11 +70,53 @@ def _temporary() -> Path:
     return Path(tempfile.gettempdir())
 
 
-def metrics_folder(data: Path) -> Path:
-    """Where the processes on `data` keep the files their metrics are added up from."""
-    folder = runtime_folder(data) / "metrics"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+@contextmanager
+def present(data: Path) -> Iterator[Path]:
+    """Keep the runtime folder for the block, and give the folder in it that metrics are added up from.
+
+    Raises RuntimeFolderInvalid.
+    """
+    descriptor = _enter(data)
+    try:
+        metrics = runtime_folder(data) / METRICS
+        metrics.mkdir(mode=0o700, exist_ok=True)
+        clear_stale_metrics(metrics)
+        yield metrics
+    finally:
+        os.close(descriptor)
+        leave(data)
+
+
+def _enter(data: Path) -> int:
+    """Lock the folder, shared with others; the descriptor that has the lock."""
+    while True:
+        # Whoever has left may take the folder away until it is locked.
+        with suppress(FileNotFoundError):
+            folder = runtime_folder(data)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(descriptor), folder.lstat()):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Whether nobody is present in a folder; then nobody enters it during the block. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 def clear_stale_metrics(folder: Path) -> None:
@@ -97,14 +144,14 @@ def give_back_metrics_room(folder: Path, pid: int) -> None:
 
 
 def leave(data: Path) -> None:
-    """Remove the runtime folder unless another process is still in it: a socket or a metrics file keeps it."""
+    """Remove the runtime folder unless somebody is still in it: one who is present, a socket or a metrics file."""
     folder = runtime_folder(data)
-    metrics = folder / "metrics"
-    if metrics.is_dir():
-        clear_stale_metrics(metrics)
-    for empty in (metrics, folder):
-        with suppress(OSError):
-            empty.rmdir()
+    with suppress(OSError), _alone_in(folder) as is_alone:
+        if is_alone:
+            clear_stale_metrics(folder / METRICS)
+            for empty in (folder / METRICS, folder):
+                with suppress(OSError):
+                    empty.rmdir()
 
 
 def sweep_abandoned(data: Path) -> int:
@@ -124,9 +171,10 @@ def sweep_abandoned(data: Path) -> int:
 
 def _remove_abandoned(folder: Path) -> bool:
     try:
-        if not _is_abandoned(folder):
-            return False
-        _remove(folder)
+        with _alone_in(folder) as is_alone:
+            if not is_alone or not _is_abandoned(folder):
+                return False
+            _remove(folder)
     except OSError:
         return False
     return True
@@ -165,7 +213,7 @@ def _remove(folder: Path) -> None:
     for file in (*folder.glob("*-*-*.sock"), *folder.glob("metrics/*_*.db")):
         file.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
-        (folder / "metrics").rmdir()
+        (folder / METRICS).rmdir()
     folder.rmdir()
 
 

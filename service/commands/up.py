@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from storage.access import is_locked, open_tokens
 from storage.errors import StorageError
 from storage.logs import configure_logs
 from storage.reserve import make_room_to_start
-from storage.runtime import RuntimeFolderInvalid, clear_stale_metrics, leave, metrics_folder, sweep_abandoned
+from storage.runtime import RuntimeFolderInvalid, present, sweep_abandoned
 from storage.settings import Settings
 from storage.tokens import Grant, Scope
 from storage.wanted import WantedIndex, wanted_indexes
@@ -103,12 +103,24 @@ async def run_until(
     `ready` is called once, with where the services listen (None without any), when every child is ready and
     the wanted indexes are made.
     """
-    metrics = _prepare(settings)
+    with _prepared(settings) as metrics:
+        await _run_prepared(settings, crew, metrics, stop=stop, ready=ready, reload=reload or asyncio.Event())
+
+
+async def _run_prepared(
+    settings: Settings,
+    crew: Crew,
+    metrics: Path,
+    *,
+    stop: asyncio.Event,
+    ready: Callable[[Address | None], None],
+    reload: asyncio.Event,
+) -> None:
     address, listeners = _listen(settings) if crew.serves else (None, ())
     supervisor = Supervisor(_plans(crew, listeners), settings, metrics)
     settled = asyncio.Event()
     running = asyncio.create_task(supervisor.run(ready=settled.set, stop=stop))
-    reloading = asyncio.create_task(_reload(supervisor, reload or asyncio.Event()))
+    reloading = asyncio.create_task(_reload(supervisor, reload))
     preparing = asyncio.create_task(_announce(settings, address, settled, ready))
     try:
         await asyncio.wait([running, preparing], return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +134,6 @@ async def run_until(
         await asyncio.wait([running, preparing, reloading])
         for listener in listeners:
             listener.close()
-        leave(settings.data)
 
 
 async def _reload(supervisor: Supervisor, asked: asyncio.Event) -> None:
@@ -182,23 +193,25 @@ async def create_indexes(url: str, token: str, wanted: Sequence[WantedIndex], *,
                 log.info("index.created", name=one.name, account=ACCOUNT)
 
 
-def _prepare(settings: Settings) -> Path:
-    try:
-        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        make_room_to_start(settings.data)  # Temporary files are often on the same disk.
-        metrics = metrics_folder(settings.data)
-        clear_stale_metrics(metrics)
-        swept = sweep_abandoned(settings.data)
-        if swept:
-            log.info("runtime.swept", folders=swept)
-        _check_files(settings)
-    except RuntimeFolderInvalid as error:
-        raise CommandFailed(str(error)) from error
-    except OSError as error:
-        raise CommandFailed(
-            f"the data folder {settings.data} cannot be used ({error.strerror}); choose another with --data"
-        ) from error
-    return metrics
+@contextlib.contextmanager
+def _prepared(settings: Settings) -> Iterator[Path]:
+    """The folders that are needed, for the block; gives the one for metrics. Raises CommandFailed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_room_to_start(settings.data)  # Temporary files are often on the same disk.
+            metrics = stack.enter_context(present(settings.data))
+            swept = sweep_abandoned(settings.data)
+            if swept:
+                log.info("runtime.swept", folders=swept)
+            _check_files(settings)
+        except RuntimeFolderInvalid as error:
+            raise CommandFailed(str(error)) from error
+        except OSError as error:
+            raise CommandFailed(
+                f"the data folder {settings.data} cannot be used ({error.strerror}); choose another with --data"
+            ) from error
+        yield metrics
 
 
 def _check_files(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import tempfile
@@ -14,9 +15,10 @@ import pytest
 
 from storage.runtime import (
     ABANDONED_S,
+    METRICS,
     RuntimeFolderInvalid,
     clear_stale_metrics,
-    metrics_folder,
+    present,
     runtime_folder,
     sweep_abandoned,
 )
@@ -76,7 +78,7 @@ def test_a_folder_that_is_not_ours_alone_is_refused(tmp_path: Path, kind: str) -
 
 
 def test_metrics_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
-    folder = metrics_folder(tmp_path)
+    folder = runtime_folder(tmp_path)
     living = folder / f"counter_{os.getpid()}.db"
     dead = folder / "gauge_livesum_99999999.db"
     living.touch()
@@ -94,7 +96,8 @@ DEAD = 99_999_999
 def killed(data: Path, *, pid: int = DEAD, age_s: float = 2 * ABANDONED_S) -> Path:
     """The folder of a process that was killed so long ago."""
     folder = runtime_folder(data)
-    (metrics_folder(data) / f"counter_{pid}.db").touch()
+    (folder / METRICS).mkdir()
+    (folder / METRICS / f"counter_{pid}.db").touch()
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as bell:
         bell.bind(str(folder / f"service-{pid}-abcdef.sock"))
     then = time.time() - age_s
@@ -152,3 +155,39 @@ def test_what_may_be_in_use_or_is_not_ours_is_left(tmp_path: Path, temporary_roo
 
     assert kept.exists()
     assert (kept / "else").exists() == (kind == "with something else")
+
+
+def test_the_last_to_leave_takes_the_folder_away(tmp_path: Path) -> None:
+    with present(tmp_path) as metrics:
+        with present(tmp_path) as same:
+            assert same == metrics
+        assert metrics.is_dir(), "another is still there, and has written nothing yet"
+
+    assert not metrics.parent.exists()
+
+
+def test_who_enters_as_the_last_one_leaves_makes_the_folder_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = fcntl.flock, []
+
+    def overtaken(descriptor: int, operation: int) -> None:
+        if not left:
+            left.append(runtime_folder(tmp_path))
+            left[0].rmdir()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    with present(tmp_path) as metrics:
+        assert left == [metrics.parent]
+        assert metrics.is_dir()
+
+
+def test_a_folder_somebody_is_present_in_is_not_abandoned(tmp_path: Path) -> None:
+    with present(tmp_path / "a") as metrics:
+        then = time.time() - 2 * ABANDONED_S
+        os.utime(metrics.parent, (then, then))
+
+        assert sweep_abandoned(tmp_path / "c") == 0
+
+        assert metrics.is_dir()
