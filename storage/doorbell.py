@@ -75,8 +75,10 @@ class Doorbell:
     def _others(self) -> tuple[Path, ...]:
         now = asyncio.get_running_loop().time()
         if now - self._peers_at > PEERS_REFRESH_S or not self._peers:
-            self._peers = tuple(self._folder.glob(f"{self._side.other}-*.sock"))
-            self._peers_at = now
+            # Without a descriptor to look with, those that were there are rung for; later there may be one.
+            with contextlib.suppress(OSError):
+                self._peers = tuple(self._folder.glob(f"{self._side.other}-*.sock"))
+                self._peers_at = now
         return self._peers
 
     def _send(self, peer: Path, message: bytes) -> bool:

@@ -169,7 +169,10 @@ async def _delete_by_filter(index: WorkIndex, planner: Planner, mutation: Logged
     if not isinstance(document, dict):
         raise BatchDamaged(f"the parameters of mutation {mutation.sequence} are not an object")
     snapshot = await index.snapshot()
-    assert snapshot.applied == state.applied, "only the holder of the lease applies"
+    if snapshot.applied != state.applied:
+        # Another worker took the index and went on. One that holds it sees what it has applied and nothing newer.
+        index.check_held()
+        raise AssertionError(f"mutation {snapshot.applied} is applied, and nobody did after {state.applied}")
     tree = from_json(document["filter"]) if document["filter"] is not None else None
     masks = matching(snapshot, document["namespace"], tree, FilterRules(**document["rules"]))
     ids = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from pathlib import Path
 
 import pytest
 
+from storage import doorbell
 from storage.doorbell import Doorbell, Side
 from storage.records import IndexId
 from storage.runtime import runtime_folder
@@ -100,3 +102,25 @@ async def test_a_ring_that_can_never_arrive_is_not_repeated(folder, monkeypatch)
     assert repeats == []
     bell.close()
     deaf.close()
+
+
+async def test_without_a_descriptor_to_look_with_those_that_were_there_are_rung_for(folder, monkeypatch):
+    there = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    there.bind(str(folder / "worker-1-there.sock"))
+    there.setblocking(False)
+    bell = Doorbell(folder, Side.SERVICE, lambda _: None)
+    bell.open()
+    bell.ring(INDEX)
+    assert there.recv(64).decode() == INDEX
+
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(doorbell, "PEERS_REFRESH_S", -1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "glob", exhausted)
+        bell.ring(INDEX)
+
+    assert there.recv(64).decode() == INDEX
+    bell.close()
+    there.close()

@@ -17,10 +17,13 @@ from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.folder import DataFolder
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, State, StateReader
 from storage.backends.sqlite.workshop import WorkIndex, Workshop
+from storage.batch import pack_json
+from storage.limits import RELAXED
 from storage.open import open_store
-from storage.records import Counts, IndexSpec, MutationId, MutationState, Sequence
+from storage.records import Action, Change, Counts, IndexSpec, MutationId, MutationState, Sequence
 from tests.conftest import Running, batch, running_on, until
 from tests.worker.other_worker import OtherWorker, other_worker
+from worker.apply import apply_next
 
 INDEXES = 4
 ROUNDS = 30
@@ -205,6 +208,38 @@ async def test_no_transaction_gets_past_a_raised_epoch(alone, write):
         assert two.state() == taken
         assert await two.live_labels(["same"])
         await check_rounds(alone, spec, 2)
+    finally:
+        one.epoch = 0
+        await one.close()
+        await two.close()
+        await workshop.close()
+
+
+async def test_a_worker_that_lost_the_index_while_it_selected_what_to_delete_says_so(alone, monkeypatch):
+    spec = await alone.index()
+    await alone.upsert(spec, batch(["a", "b"], [[1, 0, 0, 0]] * 2))
+    body = pack_json(
+        {"filter": None, "namespace": "", "rules": {"string_bytes_max": 0, "arrays": True, "unindexed": True}}
+    )
+    await alone.store.append(spec, Change(action=Action.DELETE_BY_FILTER, body=body, rows=0), RELAXED)
+    workshop = await Workshop.open(alone.settings)
+    one, two = await workshop.open_index(spec.id), await workshop.open_index(spec.id)
+    snapshot = one.snapshot
+
+    async def overtaken():
+        await two.take("two")
+        assert await apply_next(two, alone.settings) == 1
+        return await snapshot()
+
+    monkeypatch.setattr(one, "snapshot", overtaken)
+    try:
+        await one.take("one")
+        assert await apply_next(one, alone.settings) == 1
+
+        with pytest.raises(LeaseLost):
+            await apply_next(one, alone.settings)
+
+        assert two.state().applied == 2
     finally:
         one.epoch = 0
         await one.close()
