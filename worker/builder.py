@@ -10,7 +10,7 @@ import numpy as np
 
 from storage.backends.sqlite.building import BuildSource
 from storage.backends.sqlite.folder import IndexFolder
-from storage.backends.sqlite.inspection import inspect_index
+from storage.backends.sqlite.inspection import Finding, inspect_index, inspect_state_alone
 from storage.records import Sequence
 from storage.segment.format import Ranges, joined
 from storage.segment.source import merge_source
@@ -54,11 +54,16 @@ def _do(job: BuildJob) -> BuildAnswer:
             for name in {row.name for row in source.manifest.segments}.intersection(job.inputs):
                 source.segment(name)
             return BuildAnswer()
+        case "compare":
+            return _found(inspect_state_alone(IndexFolder(job.folder)))
         case "scrub":
-            found = inspect_index(IndexFolder(job.folder), bytes_per_second=job.bytes_per_second)
-            return BuildAnswer(findings=tuple(finding.shortened() for finding in found[:FINDINGS_MAX]))
+            return _found(inspect_index(IndexFolder(job.folder), bytes_per_second=job.bytes_per_second))
         case _:
             raise AssertionError(f"no such job: {job.kind}")
+
+
+def _found(findings: tuple[Finding, ...]) -> BuildAnswer:
+    return BuildAnswer(findings=tuple(finding.shortened() for finding in findings[:FINDINGS_MAX]))
 
 
 def _seal(job: BuildJob, source: BuildSource) -> BuildAnswer:

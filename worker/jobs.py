@@ -38,12 +38,13 @@ class BuildFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildJob:
-    """What the builder is told. `kind` is seal, merge, backfill, verify or scrub.
+    """What the builder is told. `kind` is seal, merge, backfill, verify, compare or scrub.
 
     A seal reads the tail `after` a sequence (0: all of it) up to `through`; a merge reads `inputs`; a backfill writes
     `metadata_index` for the one segment in `inputs`; a verify re-reads the segments in `inputs` and compares every
-    checksum; a scrub reads all of the index, no faster than `bytes_per_second` (0: as fast as it can). `threads` are
-    those of a graph build, 0 for as many as there are cores; `share` builds at once have them between them.
+    checksum; a compare reads all of the state; a scrub reads all of the index, no faster than `bytes_per_second`
+    (0: as fast as it can). `threads` are those of a graph build, 0 for as many as there are cores; `share` builds at
+    once have them between them.
     """
 
     kind: str

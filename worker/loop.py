@@ -25,6 +25,7 @@ from storage.memory import give_back_memory
 from storage.records import IndexId, Sequence
 from storage.runtime import runtime_folder
 from storage.settings import Settings
+from worker.jobs import BuildFailed
 from worker.lease import BEAT_S, Registration
 from worker.policy import IDLE_SEAL_BYTES
 from worker.tending import Tending
@@ -227,13 +228,13 @@ class Loop:
         tending = self._tended.get(id)
         if tending is None or not tending.index.epoch:
             return
-        with contextlib.suppress(Unavailable, Damaged, LeaseLost):
+        with contextlib.suppress(Unavailable, Damaged, LeaseLost, BuildFailed):
             if isinstance(error, LogDamaged):
                 await tending.index.note_log_damage(str(error))
             elif isinstance(error, SegmentDamaged):
                 await tending.index.publish_again([row.name for row in tending.index.segments()])
             elif isinstance(error, StateDamaged):
-                await tending.index.condemn_if_damaged()
+                await tending.scrubber.condemn_if_damaged()
 
     def is_halted(self, id: IndexId) -> bool:
         """Whether this worker leaves an index alone, because it contradicts itself, and has not seen it work since."""

@@ -87,18 +87,7 @@ class Scrubber:
     async def _read(self) -> None:
         started = time.monotonic()
         try:
-            answer = await run_builder(
-                BuildJob(
-                    kind="scrub",
-                    index=self._index.spec.id,
-                    folder=self._index.folder.path.absolute(),
-                    name="",
-                    config=self._index.spec.config,
-                    graph_rows_min=0,
-                    threads=1,
-                    bytes_per_second=self._settings.scrub_bytes_per_second,
-                )
-            )
+            answer = await run_builder(self._job("scrub"))
         except BuildFailed as error:
             log.error("scrub.failed", index=self._index.spec.id, reason=str(error))
             # Not so long after it was due: it may have waited for others since.
@@ -117,6 +106,28 @@ class Scrubber:
         if answer.findings:
             self._found = answer.findings
             self._wanted()
+
+    def _job(self, kind: str) -> BuildJob:
+        return BuildJob(
+            kind=kind,
+            index=self._index.spec.id,
+            folder=self._index.folder.path.absolute(),
+            name="",
+            config=self._index.spec.config,
+            graph_rows_min=0,
+            threads=1,
+            bytes_per_second=self._settings.scrub_bytes_per_second,
+        )
+
+    async def condemn_if_damaged(self) -> None:
+        """Have every reader refuse the state where it is damaged: an index that is halted is scrubbed no more.
+
+        What stopped the worker may also have been an error of the moment, so all of the state is read again. Raises
+        BuildFailed.
+        """
+        answer = await run_builder(self._job("compare"))
+        if any(finding.is_certain for finding in answer.findings):
+            await self._index.condemn()
 
     async def _see_to(self, found: tuple[Finding, ...]) -> None:
         for finding in found:

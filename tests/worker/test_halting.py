@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import closing
 
@@ -11,14 +12,16 @@ from structlog.testing import capture_logs
 
 from storage.backends.sqlite import inspection
 from storage.backends.sqlite.database import Reader
+from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
-from storage.backends.sqlite.inspection import is_certain
+from storage.backends.sqlite.glance import glance
+from storage.backends.sqlite.inspection import Finding, Part, is_certain
 from storage.backends.sqlite.state import StateReader
-from storage.backends.sqlite.workshop import WorkIndex
 from storage.errors import LogDamaged, StateDamaged
-from tests.conftest import batch, until
+from tests.conftest import WAIT_S, batch, running_on, until
 from worker import loop as loops
-from worker import tending
+from worker import scrub, tending
+from worker.jobs import BuildAnswer, BuildJob
 from worker.loop import HALT_MAX_S, HALT_S, Halt
 
 MALFORMED = StateDamaged("log.db cannot be read as a database: database disk image is malformed")
@@ -43,23 +46,74 @@ async def test_an_index_that_could_not_be_read_for_a_while_goes_on_by_itself(run
     await running.applied(spec, await running.upsert(spec, batch(["b"], np.ones((1, 4)))))
 
 
-async def test_a_state_that_cannot_be_read_is_not_condemned_by_the_worker(running, monkeypatch):
-    spec = await running.index()
-    await running.applied(spec, await running.upsert(spec, batch(["a"], np.ones((1, 4)))))
-
-    def unreadable(_: WorkIndex) -> None:
-        raise MALFORMED
+async def halts(running, spec, monkeypatch) -> None:
+    """Have the worker meet a page that is not one, in the middle of applying."""
 
     async def fails(*_: object, **__: object) -> int:
         raise MALFORMED
 
     with capture_logs() as events, monkeypatch.context() as patched:
-        patched.setattr(WorkIndex, "_compare", unreadable)
         patched.setattr(tending, "apply_next", fails)
         await running.upsert(spec, batch(["b"], np.ones((1, 4))))
         await until(lambda: any(event["event"] == "index.halted" for event in events))
+
+
+async def test_a_state_that_cannot_be_read_is_not_condemned_by_the_worker(running, monkeypatch):
+    spec = await running.index()
+    await running.applied(spec, await running.upsert(spec, batch(["a"], np.ones((1, 4)))))
+    read: list[str] = []
+
+    async def unreadable(job: BuildJob) -> BuildAnswer:
+        read.append(job.kind)
+        return BuildAnswer(findings=(Finding(Part.STATE, str(MALFORMED), is_certain=False),))
+
+    monkeypatch.setattr(scrub, "run_builder", unreadable)
+    await halts(running, spec, monkeypatch)
+    await until(lambda: read == ["compare"])
+    await running.stop_worker()
+
     with closing(StateReader(Reader(DataFolder(running.settings.data).index(spec.id).state))) as reader:
         reader.verified_manifest()
+
+
+async def test_what_stopped_the_worker_is_refused_by_services_as_well(running, monkeypatch):
+    spec = await running.index()
+    await running.applied(spec, await running.upsert(spec, batch(["a", "c"], np.ones((2, 4)))))
+    path = DataFolder(running.settings.data).index(spec.id).state
+    with closing(connect(path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM vectors WHERE id = 'a'")
+    assert await running.store.records(spec, ["a"]) == (None,), "nobody has noticed"
+
+    await halts(running, spec, monkeypatch)
+
+    refusals: list[StateDamaged] = []
+
+    async def ask() -> None:
+        while not refusals:
+            try:
+                await running.store.records(spec, ["a"])
+            except StateDamaged as error:
+                refusals.append(error)
+            await asyncio.sleep(0.02)
+
+    await asyncio.wait_for(ask(), WAIT_S)
+
+
+async def test_a_row_of_progress_that_holds_no_numbers_stops_nobody_else(small):
+    async with running_on(small) as running:
+        spec, other = await running.index(), await running.index("other")
+        for one in (spec, other):
+            await running.applied(one, await running.upsert(one, batch(["a"], np.ones((1, 4)))))
+    folder = DataFolder(small.data).index(spec.id)
+    with closing(connect(folder.state, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM progress")
+    with pytest.raises(StateDamaged, match="how far"):
+        glance(folder)
+    with closing(StateReader(Reader(folder.state))) as reader, pytest.raises(StateDamaged):
+        reader.state()
+
+    async with running_on(small) as running:
+        await running.applied(other, await running.upsert(other, batch(["b"], np.ones((1, 4)))))
 
 
 def test_looks_at_a_halted_index_become_rare():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from contextlib import closing
 from dataclasses import dataclass
 
 from storage.backends.sqlite.database import Reader
 from storage.backends.sqlite.folder import IndexFolder
+from storage.errors import StateDamaged
 from storage.records import Sequence
 
 STATE_SQL = (
@@ -33,8 +35,19 @@ class Glance:
 
 
 def glance(folder: IndexFolder) -> Glance:
-    """Look at an index. The log after the state, so that what was appended in between is seen."""
+    """Look at an index. The log after the state, so that what was appended in between is seen.
+
+    Raises StateDamaged, where a damaged row holds something else than numbers as well.
+    """
     with closing(Reader(folder.state)) as state, closing(Reader(folder.log)) as log:
-        [(applied, sealed_through, tail_bytes, is_settled)] = state.rows(STATE_SQL)
-        [(head, is_pruned)] = log.rows(LOG_SQL, (sealed_through,))
-    return Glance(Sequence(head), Sequence(applied), tail_bytes, bool(is_settled and is_pruned))
+        try:
+            [(applied, sealed_through, tail_bytes, is_settled)] = state.rows(STATE_SQL)
+            [(head, is_pruned)] = log.rows(LOG_SQL, (sealed_through,))
+            return Glance(
+                Sequence(operator.index(head)),
+                Sequence(operator.index(applied)),
+                operator.index(tail_bytes),
+                bool(is_settled and is_pruned),
+            )
+        except (TypeError, ValueError) as error:
+            raise StateDamaged(f"state.db or log.db is damaged: how far it is cannot be read ({error})") from error

@@ -148,8 +148,7 @@ def _inspect_once(folder: IndexFolder, *, deep: bool, pace: Pace) -> tuple[Findi
     except Unavailable:
         raise
     except (StorageError, TypeError, ValueError, OverflowError) as error:
-        message = f"state.db cannot be read: {error}"
-        findings.append(Finding(Part.STATE, message, is_certain=is_certain_of(folder.state, error)))
+        findings.append(_unreadable_state(folder, error))
     try:
         findings += inspect_log(folder.log, manifest, witness, deep=deep)
         if manifest is not None and not any(one.part is not Part.DERIVED for one in findings):
@@ -160,6 +159,22 @@ def _inspect_once(folder: IndexFolder, *, deep: bool, pace: Pace) -> tuple[Findi
         message = f"log.db cannot be read: {error}"
         findings.append(Finding(Part.LOG, message, is_certain=is_certain_of(folder.log, error)))
     return tuple(findings)
+
+
+def inspect_state_alone(folder: IndexFolder) -> tuple[Finding, ...]:
+    """What is wrong with all of a state, whatever the log and segments are like. Raises Unavailable."""
+    try:
+        _, found = inspect_state(folder.state, deep=True)
+    except Unavailable:
+        raise
+    except (StorageError, TypeError, ValueError, OverflowError) as error:
+        return (_unreadable_state(folder, error),)
+    return tuple(one for one in found if one.part is Part.STATE)
+
+
+def _unreadable_state(folder: IndexFolder, error: Exception) -> Finding:
+    message = f"state.db cannot be read: {error}"
+    return Finding(Part.STATE, message, is_certain=is_certain_of(folder.state, error))
 
 
 def inspect_state(path: Path, *, deep: bool) -> tuple[Manifest, list[Finding]]:

@@ -25,6 +25,7 @@ from storage.backends.sqlite.state import (
     SegmentRow,
     State,
     labels_of,
+    progress_row,
     state_of,
 )
 from storage.backends.sqlite.sums import Change, Sums, checksum, index_of, sums_of
@@ -271,8 +272,7 @@ def condemn(statements: Statements) -> None:
 
 
 def _compare(statements: Statements, epoch: int) -> State:
-    [row] = statements.rows(PROGRESS_SQL)
-    state = state_of(row, _index_of(statements))
+    state = state_of(progress_row(statements.rows(PROGRESS_SQL)), _index_of(statements))
     if state.epoch != epoch:
         raise LeaseLost(f"epoch is {state.epoch}, not {epoch}")
     return state

@@ -35,7 +35,9 @@ PROGRESS_SQL = (
     "versions, tombstones, manifest, rest, checksum, (SELECT reason FROM log_damage) "
     "FROM progress LEFT JOIN sums USING (one)"
 )
-PROGRESS_COLUMNS = 14
+PROGRESS_KINDS = (int, str, int, int, str, int, bytes, int, int, int, int, int, int, int)
+"""What a row of progress holds. A damaged page can make it anything, and take the sums away that would show it."""
+PROGRESS_COLUMNS = len(PROGRESS_KINDS)
 
 
 class LeaseLost(Exception):
@@ -155,8 +157,7 @@ class StateReader:
 
     def state(self) -> State:
         """The progress row now."""
-        [row] = self._reader.rows(PROGRESS_SQL)
-        return state_of(row, self._index)
+        return state_of(progress_row(self._reader.rows(PROGRESS_SQL)), self._index)
 
     def manifest(self) -> Manifest:
         """The whole of it."""
@@ -263,10 +264,18 @@ def labels_of(rows: Items[Row]) -> dict[str, int]:
     return dict(rows)
 
 
+def progress_row(rows: Items[Row]) -> Row:
+    """The row of progress, of which there is one. Raises StateDamaged."""
+    if len(rows) != 1:
+        raise StateDamaged("state.db is damaged: its row of progress is gone")
+    return rows[0]
+
+
 def state_of(row: Row, index: str) -> State:
     """The progress row as a value. Raises StateDamaged where it is not what was written."""
     progress, (*stored, known, log_damage) = row[:PROGRESS_COLUMNS], row[PROGRESS_COLUMNS:]
     sums = None if known is None else Sums(*stored)
-    if sums is not None and checksum(index, progress, sums) != known:
+    are_kinds = tuple(map(type, progress)) == PROGRESS_KINDS
+    if not are_kinds or (sums is not None and checksum(index, progress, sums) != known):
         raise StateDamaged("state.db is damaged: its row of progress is not what was written")
     return State(*(*progress, sums, log_damage or ""))

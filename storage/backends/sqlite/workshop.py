@@ -21,7 +21,6 @@ from storage.backends.sqlite.catalogue import Catalogue
 from storage.backends.sqlite.database import Database, Reader
 from storage.backends.sqlite.folder import DRAFT_PREFIX, DataFolder, IndexFolder
 from storage.backends.sqlite.glance import Glance, glance
-from storage.backends.sqlite.inspection import is_certain
 from storage.backends.sqlite.log import LoggedMutation
 from storage.backends.sqlite.pruning import EVER_MS, Due, LogPruner
 from storage.backends.sqlite.publishing import StateWriter
@@ -29,7 +28,7 @@ from storage.backends.sqlite.reader import IndexReader, check_age, check_applied
 from storage.backends.sqlite.sightings import Sightings
 from storage.backends.sqlite.state import ColumnRow, LeaseLost, SegmentRow, State, StateReader
 from storage.chain import read_witness
-from storage.errors import StateDamaged, StorageError
+from storage.errors import StorageError
 from storage.files import TEMPORARY_PREFIX, fsync_folder
 from storage.records import IndexId, IndexSpec, MetadataIndex, Sequence
 from storage.reserve import Reserve
@@ -254,18 +253,6 @@ class WorkIndex:
     async def condemn(self) -> None:
         """Have every reader refuse the state: it is not what was written."""
         await self._writer.condemn()
-
-    async def condemn_if_damaged(self) -> None:
-        """The same, where reading all of it again says so too: an error may also be one of the moment."""
-        try:
-            await asyncio.to_thread(self._compare)
-        except StateDamaged as error:
-            if is_certain(error):
-                await self.condemn()
-
-    def _compare(self) -> None:
-        with closing(StateReader(Reader(self.folder.state))) as reader:
-            reader.verified_manifest()
 
     async def publish_column(self, column: ColumnRow) -> None:
         """Add a back-filled column file. Raises LeaseLost, ManifestMoved."""
