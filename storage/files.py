@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -84,6 +85,15 @@ def finish(path: Path) -> None:
     with full_disk_told(path):
         path.chmod(READ_ONLY)
         _fsync(path)
+
+
+def lock_at_once(descriptor: int) -> bool:
+    """Lock an open file or folder for us alone; False where somebody has it. The lock ends with the descriptor."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def hash_file(path: Path) -> str:

@@ -2,8 +2,8 @@
 
 The C library gives a large block back as soon as it is freed, and takes it anew page by page, each of them cleared by
 the system when it is first written to. A body of 3 MB passes through half a dozen such blocks: to read it out of the
-log took 4.5 ms of processor time, 1.0 ms where blocks are kept, and to commit it 9.0 and 6.0 ms. So what is freed is
-kept while there is work, and given back when there has been none for a while.
+log took 4.5 ms of processor time, 1.0 ms where blocks are kept; a worker under a load at 768 dimensions took a third
+less. So what is freed is kept while there is work, and given back when there has been none for a while.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -24,7 +23,7 @@ from typing import TypeVar
 import structlog
 
 from storage.errors import StoreFailed, StoreFull
-from storage.files import TEMPORARY_PREFIX
+from storage.files import TEMPORARY_PREFIX, lock_at_once
 
 log = structlog.get_logger()
 
@@ -173,9 +172,7 @@ class Reserve:
 
     def _is_ours(self, descriptor: int, path: Path) -> bool:
         """Whether this process alone makes the file that has this name; the lock ends with the descriptor."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_at_once(descriptor):
             return False
         # Another worker may have made it, and given it its name, between the look and the lock.
         try:

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from storage.files import lock_at_once
+
 FOLDER_BYTES_MAX = 64
 """What leaves a socket's own name over 35 bytes below the limit of 100 that every platform keeps."""
 
@@ -109,12 +111,7 @@ def _alone_in(folder: Path) -> Iterator[bool]:
     """Whether nobody is present in a folder; then nobody enters it during the block. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield lock_at_once(descriptor)
     finally:
         os.close(descriptor)
 

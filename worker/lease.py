@@ -16,6 +16,7 @@ from pathlib import Path
 
 from storage.backends.sqlite.database import Database
 from storage.backends.sqlite.folder import DataFolder
+from storage.files import lock_at_once
 
 BEAT_S = 2.0
 SILENCE_S = 10.0
@@ -99,10 +100,6 @@ def _is_free(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return True
+        return lock_at_once(descriptor)
     finally:
         os.close(descriptor)

@@ -73,15 +73,19 @@ async def test_a_head_that_does_not_end_in_time_is_the_end_of_its_connection(set
         assert await closed(reader) == b""
 
 
+async def drips_until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send a head that never ends, and see the connection closed without an answer."""
+    writer.write(b"GET /livez HTTP/1.1\r\nX-A: ")
+    ended = asyncio.ensure_future(closed(reader))
+    while not ended.done():
+        writer.write(b"a")
+        await asyncio.wait([ended], timeout=0.005)
+    assert ended.result() == b""
+
+
 async def test_a_head_that_drips_does_not_gain_time(settings: Settings):
     async with serving(strict(settings, head_timeout_ms=100)) as service, connected(service) as (reader, writer):
-        writer.write(b"GET /livez HTTP/1.1\r\nX-A: ")
-        ended = asyncio.ensure_future(closed(reader))
-        while not ended.done():
-            writer.write(b"a")
-            await asyncio.wait([ended], timeout=0.005)
-
-        assert ended.result() == b""
+        await drips_until_closed(reader, writer)
 
 
 async def test_a_later_head_that_drips_has_as_long_as_the_first(settings: Settings):
@@ -91,13 +95,7 @@ async def test_a_later_head_that_drips_has_as_long_as_the_first(settings: Settin
             writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
             status, _, _ = await answer_of(reader)
             assert status == 200
-        writer.write(b"GET /livez HTTP/1.1\r\nX-A: ")
-        ended = asyncio.ensure_future(closed(reader))
-        while not ended.done():
-            writer.write(b"a")
-            await asyncio.wait([ended], timeout=0.005)
-
-        assert ended.result() == b""
+        await drips_until_closed(reader, writer)
 
 
 async def test_a_head_in_pieces_hurries_its_connection_and_an_answer_gives_it_time_again(

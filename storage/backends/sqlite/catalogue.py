@@ -15,12 +15,10 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 
-import xxhash
-
-from storage.apply import signed
 from storage.backends.sqlite.database import Database, Reader, Row, Transaction
 from storage.backends.sqlite.driver import IntegrityError
 from storage.backends.sqlite.folder import DataFolder
+from storage.backends.sqlite.sums import values_sum
 from storage.errors import IndexDeleted, IndexExists, IndexLimitReached, IndexNotFound, StateDamaged, StorageError
 from storage.limits import Limits
 from storage.records import DEFAULT_SLOT, AccountId, IndexConfig, IndexId, IndexSpec, Metric
@@ -275,7 +273,7 @@ class Comparison:
 
 def row_sum(row: Row) -> int:
     """The checksum of what `SELECT` finds of an index, but for the checksum itself."""
-    return signed(xxhash.xxh3_64_intdigest(repr((*row[:-2], row[-1])).encode()))
+    return values_sum((*row[:-2], row[-1]))
 
 
 def is_as_written(row: Row) -> bool:

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from storage.errors import StoreBusy
+from storage.files import lock_at_once
 
 
 class FileLock:
@@ -32,7 +33,7 @@ class FileLock:
     async def held(self) -> AsyncIterator[None]:
         """Hold the lock for the block. Raises StoreBusy when it could not be had in time."""
         async with self._inside:
-            if _try(self._descriptor):
+            if lock_at_once(self._descriptor):
                 try:
                     yield
                 finally:
@@ -66,14 +67,6 @@ class FileLock:
     def close(self) -> None:
         """Let go of the file."""
         os.close(self._descriptor)
-
-
-def _try(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class _Attempt:

@@ -256,8 +256,7 @@ class StateWriter:
 
 def begin_anew(statements: Statements) -> None:
     """Make a state that was copied nobody's, with graphs and columns to be built, in a transaction of the caller's."""
-    [row] = statements.rows(PROGRESS_SQL)
-    state_of(row, _index_of(statements))
+    _state(statements)
     change = Change()
     change.drop("columns", statements.rows("DELETE FROM columns RETURNING *"))
     change.drop("garbage", statements.rows("DELETE FROM garbage RETURNING *"))
@@ -271,8 +270,12 @@ def condemn(statements: Statements) -> None:
     statements.rows("UPDATE sums SET checksum = 0")
 
 
+def _state(statements: Statements) -> State:
+    return state_of(progress_row(statements.rows(PROGRESS_SQL)), _index_of(statements))
+
+
 def _compare(statements: Statements, epoch: int) -> State:
-    state = state_of(progress_row(statements.rows(PROGRESS_SQL)), _index_of(statements))
+    state = _state(statements)
     if state.epoch != epoch:
         raise LeaseLost(f"epoch is {state.epoch}, not {epoch}")
     return state
@@ -302,7 +305,7 @@ def sum_up(statements: Statements) -> None:
 
 def _settle(statements: Statements, change: Change) -> None:
     """Move the sums with what the transaction wrote; the last thing it does."""
-    [row] = statements.rows(PROGRESS_SQL)
+    row = progress_row(statements.rows(PROGRESS_SQL))
     if row[PROGRESS_COLUMNS] is None:
         return
     sums = change.moved(Sums(*row[PROGRESS_COLUMNS:-2]))

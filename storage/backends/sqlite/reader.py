@@ -336,7 +336,7 @@ class IndexReader:
 
     async def close(self) -> None:
         """Let go of the databases; snapshots that are in use stay readable."""
-        under_way = [task for task in (self._relayout, self._follower) if task is not None]
+        under_way = [task for task in (self._catching_up, self._relayout, self._follower) if task is not None]
         await asyncio.gather(*under_way, return_exceptions=True)
         async with self._following:
             # Whoever closes a database as the last moves its WAL into the file and waits for the disk.

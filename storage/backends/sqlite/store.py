@@ -271,8 +271,8 @@ class SqliteStore:
         current = self._indexes.get(spec).reader.current()
         if current is not None:
             return current
-        async with self._indexes.using(spec) as index:
-            return await _snapshot_until(index.reader, until_s)
+        async with self._indexes.using(spec) as index, waiting(until_s):
+            return await index.reader.snapshot()
 
     async def records(self, spec: IndexSpec, ids: Items[str], *, until_s: float = NEVER) -> tuple[Record | None, ...]:
         """The live vectors with these ids."""

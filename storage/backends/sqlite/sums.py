@@ -43,6 +43,11 @@ class Sums:
     rest: int
 
 
+def values_sum(values: tuple[object, ...]) -> int:
+    """The checksum of the values of one row, as a signed 64-bit number."""
+    return signed(xxhash.xxh3_64_intdigest(repr(values).encode()))
+
+
 class Change:
     """What one transaction does to the sums."""
 

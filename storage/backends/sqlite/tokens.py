@@ -16,10 +16,9 @@ from pathlib import Path
 
 import orjson
 import structlog
-import xxhash
 
-from storage.apply import signed
 from storage.backends.sqlite.database import Database, Reader, Row, Transaction
+from storage.backends.sqlite.sums import values_sum
 from storage.errors import StateDamaged
 from storage.tokens import Grant, Scope, Token, TokenId
 
@@ -82,10 +81,10 @@ class KnownTokens:
             if changes == self._changes:
                 return
             rows = self._reader.rows(SELECT)
-        for row in rows:
-            if not _is_as_written(row):
-                log.error("token.damaged", token=row[0])
         self._tokens = {token.id: token for token in map(_token, rows)}
+        for token in self._tokens.values():
+            if not token.hash:
+                log.error("token.damaged", token=token.id)
         self._changes = changes
 
     def close(self) -> None:
@@ -192,7 +191,7 @@ def _damage(row: Row) -> str:
 
 def _row_sum(row: Row) -> int:
     """The checksum of what `SELECT` finds of a token, but for the checksum itself."""
-    return signed(xxhash.xxh3_64_intdigest(repr(row[:-1]).encode()))
+    return values_sum(row[:-1])
 
 
 def _is_as_written(row: Row) -> bool:
