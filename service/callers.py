@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence as Items
 
-from storage.records import IndexId, MutationId, MutationStatus
+from storage.records import IndexId, Sequence
 
 CALLER_BYTES = 8
 
@@ -30,16 +30,16 @@ class CallerNames:
     def __init__(self, *, callers_max: int = 4096, dice: random.Random | None = None) -> None:
         self._callers_max = callers_max
         self._dice = dice or random.Random()  # noqa: S311 (a choice among true answers, not a secret)
-        self._named: OrderedDict[tuple[IndexId, bytes], frozenset[MutationId]] = OrderedDict()
+        self._named: OrderedDict[tuple[IndexId, bytes], frozenset[Sequence]] = OrderedDict()
 
-    def choose(self, index: IndexId, caller: bytes, own: Sequence[MutationStatus]) -> MutationStatus:
+    def choose(self, index: IndexId, caller: bytes, own: Items[Sequence]) -> Sequence:
         """One of the caller's processed mutations, oldest first in `own`, which is not empty."""
         key = (index, caller)
         named = self._named.pop(key, frozenset())
-        fresh = [status for status in own if status.id not in named]
+        fresh = [sequence for sequence in own if sequence not in named]
         chosen = fresh[-1] if fresh else self._dice.choice(own)
         # Only what could be named again is worth remembering: the window bounds `own`, and so this.
-        self._named[key] = (named & {status.id for status in own}) | {chosen.id}
+        self._named[key] = named.intersection(own) | {chosen}
         while len(self._named) > self._callers_max:
             self._named.popitem(last=False)
         return chosen

@@ -6,6 +6,7 @@ import itertools
 import re
 import secrets
 import time
+from errno import ENOMEM
 from functools import cache
 
 import structlog
@@ -15,7 +16,7 @@ from aiohttp.typedefs import Handler
 from service.answered import note
 from service.dialects import dialect_of
 from service.keys import ADMISSION, REQUEST_ID
-from storage.errors import Damaged, StorageError, Unavailable
+from storage.errors import Damaged, StorageError, StoreFailed, Unavailable
 
 REQUEST_ID_HEADER = "X-Request-Id"
 SERVER = "headrace"
@@ -74,6 +75,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             log.warning("storage.refused", request_id=request[REQUEST_ID], kind=kind, reason=str(error))
         return _refusal(request, error)
     except Exception as error:
+        if _lacks_memory(error):
+            log.warning("storage.refused", request_id=request[REQUEST_ID], kind="NoMemory", reason=str(error))
+            return _refusal(request, StoreFailed("there is no memory for this request now; try again"))
         response = _refusal(request, error)
         if response.status >= 500:
             log.exception("request.failed", request_id=request[REQUEST_ID], path=request.path)
@@ -89,6 +93,12 @@ async def refuse_encodings(request: web.Request, handler: Handler) -> web.Stream
             text=f"Content-Encoding {encoding[:40]} is not accepted; send the body as it is"
         )
     return await handler(request)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Python has no error of its own for a thread that has no memory for its stack."""
+    is_threadless = type(error) is RuntimeError and "can't start new thread" in str(error)
+    return is_threadless or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM)
 
 
 def _request_id(request: web.Request) -> str:

@@ -147,7 +147,7 @@ class Store(Protocol):
     async def head(self, spec: IndexSpec) -> Sequence:
         """The sequence of the newest mutation, applied or not; 0 before the first."""
 
-    async def caller_mutations(self, spec: IndexSpec, caller: bytes, since_ms: int) -> tuple[MutationStatus, ...]:
+    async def caller_mutations(self, spec: IndexSpec, caller: bytes, since_ms: int) -> tuple[Sequence, ...]:
         """The applied mutations this caller appended at or after `since_ms`, oldest first; the newest 500 at most."""
 
     async def wait_applied(self, spec: IndexSpec, sequence: Sequence, timeout_s: float) -> bool:

@@ -61,6 +61,7 @@ class Collector:
         self._prove_not_before = -math.inf
         self._turned_at = -math.inf
         self._forgot_at = -math.inf
+        self._forgot_sealed_at = -math.inf
 
     @property
     def is_at_rest(self) -> bool:
@@ -116,7 +117,7 @@ class Collector:
             self._seen[0] = replace(settled, garbage=())
             self._is_resting = True
         if settled.layout != self._forgotten_layout and settled.sealed_through:
-            await self._forget_sealed(settled)
+            await self._forget_sealed(settled, time.monotonic())
         for _ in range(SLICES_MAX):
             if not await self._prune(settled.sealed_through):
                 break
@@ -125,14 +126,18 @@ class Collector:
         # What could not be forgotten now is forgotten as of the newer layout that was in the way.
         self._seen[0] = replace(self._seen[0], is_open=bool(self._seen[0].garbage))
 
-    async def _forget_sealed(self, settled: _Seen) -> None:
-        """Only as of the newest layout: whoever still follows an older one has to open the index anew."""
-        if settled.layout != self._index.state().layout:
+    async def _forget_sealed(self, settled: _Seen, now: float) -> None:
+        """As of the newest layout at once; as of one that others follow, which under load always do, now and then."""
+        is_newest = settled.layout == self._index.state().layout
+        if not is_newest and now - self._forgot_sealed_at < self._grace_s:
             return
         try:
-            await self._index.forget_sealed(await self._index.snapshot())
+            await self._index.forget_sealed(
+                await self._index.snapshot(), layout=settled.layout, through=settled.sealed_through
+            )
         except ManifestMoved:
             return  # A build was published meanwhile; its layout has its own turn.
+        self._forgot_sealed_at = now
         self._forgotten_layout = settled.layout
         self._is_resting = True
 
@@ -147,9 +152,10 @@ class Collector:
         self._proved &= {row.name for row in rows}
         sealed = settled.sealed_through
         names = tuple(row.name for row in rows if row.first_sequence <= sealed and row.name not in self._proved)
-        is_proved = not names and (not sealed or self._proved_layout == settled.layout)
+        is_proved = not names and (not sealed or self._proved_layout >= settled.layout)
         if not is_proved and now >= self._prove_not_before:
-            self._proving = asyncio.create_task(self._prove(names, settled.layout), name="prove")
+            # The state is read as it is then, and so has what every layout up to now has sealed.
+            self._proving = asyncio.create_task(self._prove(names, self._index.state().layout), name="prove")
         return is_proved
 
     async def _prove(self, names: tuple[str, ...], layout: int) -> None:

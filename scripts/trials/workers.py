@@ -170,6 +170,8 @@ def holds_lock(pids: list[int], folder: Path) -> bool:
     inodes = {path.stat().st_ino for path in (folder / "data" / "indexes").rglob("*") if path.name.endswith(LOCKED)}
     for line in Path("/proc/locks").read_text().splitlines():
         fields = line.split()
+        if fields[1] == "->":
+            continue  # Who only waits for a lock.
         if "WRITE" in fields and int(fields[4]) in pids and int(fields[5].rpartition(":")[2]) in inodes:
             return True
     return False

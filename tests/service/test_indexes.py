@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from service.callers import CallerNames, caller_hash
 from service.dialects.vectorize.configs import PRESETS
 from service.dialects.vectorize.errors import Code
-from storage.records import Action, IndexId, MutationId, MutationState, MutationStatus, Sequence
+from storage.records import IndexId, Sequence
 from storage.settings import Settings
 from tests.service.conftest import V2, Service, limited, serving
 
@@ -122,39 +124,28 @@ async def test_a_request_id_is_kept_when_it_is_sane_and_made_otherwise(service: 
     assert len(mad.headers["X-Request-Id"]) == 32
 
 
-def applied(number: int) -> MutationStatus:
-    return MutationStatus(
-        sequence=Sequence(number),
-        id=MutationId(f"m{number}"),
-        action=Action.UPSERT,
-        state=MutationState.APPLIED,
-        created_ms=number,
-        applied_ms=number,
-    )
-
-
 def test_a_caller_hears_of_its_newest_unheard_mutation_and_then_of_any():
     names, index = CallerNames(), IndexId("i")
-    own = [applied(1), applied(2)]
+    own = [Sequence(1), Sequence(2)]
 
-    heard = [names.choose(index, b"caller", own).id for _ in range(2)]
-    repeated = {names.choose(index, b"caller", own).id for _ in range(64)}
-    newer = names.choose(index, b"caller", [*own, applied(3)]).id
-    stranger = names.choose(index, b"stranger", own).id
+    heard = [names.choose(index, b"caller", own) for _ in range(2)]
+    repeated = {names.choose(index, b"caller", own) for _ in range(64)}
+    newer = names.choose(index, b"caller", [*own, Sequence(3)])
+    stranger = names.choose(index, b"stranger", own)
 
-    assert heard == ["m2", "m1"]
-    assert repeated == {"m1", "m2"}
-    assert newer == "m3"
-    assert stranger == "m2"
+    assert heard == [2, 1]
+    assert repeated == {1, 2}
+    assert newer == 3
+    assert stranger == 2
 
 
 def test_what_is_remembered_of_callers_is_bounded():
     names = CallerNames(callers_max=2)
     for caller in (b"1", b"2", b"3"):
-        names.choose(IndexId("i"), caller, [applied(1), applied(2)])
+        names.choose(IndexId("i"), caller, [Sequence(1), Sequence(2)])
 
-    assert names.choose(IndexId("i"), b"3", [applied(1), applied(2)]).id == "m1"
-    assert names.choose(IndexId("i"), b"1", [applied(1), applied(2)]).id == "m2"
+    assert names.choose(IndexId("i"), b"3", [Sequence(1), Sequence(2)]) == 1
+    assert names.choose(IndexId("i"), b"1", [Sequence(1), Sequence(2)]) == 2
 
 
 def test_callers_differ_by_token_agent_and_address_and_none_can_be_read_back():
@@ -167,3 +158,20 @@ def test_callers_differ_by_token_agent_and_address_and_none_can_be_read_back():
 
     assert len(hashes) == 8
     assert {len(one) for one in hashes} == {8}
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "Cannot allocate memory")]
+)
+async def test_a_request_that_there_is_no_memory_for_is_told_to_come_back(
+    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    async def ails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(service.running.store), "indexes", ails)
+    answer = await service.get(V2)
+
+    assert (answer.status, answer.code) == (503, Code.DISK_FAILED)
+    assert answer.headers["Retry-After"] == "5"
+    assert answer.message == "there is no memory for this request now; try again"

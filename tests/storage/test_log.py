@@ -12,7 +12,7 @@ import pytest
 from storage.backends.sqlite.database import Database
 from storage.backends.sqlite.driver import connect
 from storage.backends.sqlite.folder import DataFolder
-from storage.backends.sqlite.log import HEAD_SQL
+from storage.backends.sqlite.log import HEAD_SQL, head_of
 from storage.batch import pack_ids, pack_vectors
 from storage.chain import NO_CHAIN, Head, write_witness
 from storage.errors import (
@@ -205,6 +205,30 @@ async def test_a_log_that_ends_before_its_witness_refuses_writes(settings, store
     with pytest.raises(LogDamaged, match="ends at mutation 1, but mutation 2 had been acknowledged"):
         await again.append(spec, deletion("b"), RELAXED)
     await again.close()
+
+
+async def test_a_log_without_its_head_refuses_writes(settings, store, spec):
+    await store.append(spec, deletion("a"), RELAXED)
+    await store.close()
+    connection = connect(DataFolder(settings.data).index(spec.id).log, isolation_level=None)
+    connection.execute("DELETE FROM head")
+    connection.close()
+
+    again = await open_store(settings)
+    with pytest.raises(LogDamaged, match="no head that was ever written"):
+        await again.append(spec, deletion("b"), RELAXED)
+    await again.close()
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_head_with_a_value_of_another_type_is_damage(place: int):
+    """A page of zeros has NULL where its table says NOT NULL."""
+    row = [1, "m", 1, NO_CHAIN, 0, 0]
+    assert head_of([tuple(row)])[0].chain == NO_CHAIN
+
+    row[place] = None
+    with pytest.raises(LogDamaged, match="no head that was ever written"):
+        head_of([tuple(row)])
 
 
 async def test_a_log_whose_history_was_rewritten_refuses_writes(settings, store, spec):

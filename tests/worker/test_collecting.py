@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,30 @@ async def test_what_is_sealed_is_given_back(running):
     assert look.rows("SELECT 1 FROM garbage") == []
     assert look.head_is_kept(40)
     await ask(running.store, spec, model)
+
+
+async def test_what_is_sealed_is_given_back_while_new_layouts_keep_coming(small):
+    """Under load there is always a newer layout before one has been there for the grace period."""
+    steady = replace(small, seal_bytes=1, grace_ms=2_500, merge_idle_ms=200)
+    async with running_on(steady) as running:
+        spec = await running.index(dimensions=DIMENSIONS)
+        model, look = Model(Metric.COSINE), Look(running, spec)
+        other = await open_store(steady)
+        layouts, deadline = [look.state().layout], time.monotonic() + 60
+        try:
+            while not 0 < look.state().collected_layout < look.state().layout:
+                assert time.monotonic() < deadline, f"nothing of layouts {layouts[0]} to {layouts[-1]} is collected"
+                number = len(layouts)
+                await write(running, spec, model, 1, begin=number)
+                await until(lambda: look.state().layout > layouts[-1])
+                layouts.append(look.state().layout)
+                await ask(other, spec, model, seed=number)
+            [(parts,)] = look.rows("SELECT count(*) FROM parts")
+            assert parts < number
+            assert not look.rows(f"SELECT 1 FROM parts WHERE sequence <= {layouts[0]}")
+            await ask(running.store, spec, model)
+        finally:
+            await other.close()
 
 
 async def test_log_bodies_stay_as_long_as_they_are_to_be_retained(eager):

@@ -138,6 +138,23 @@ def test_only_what_was_read_and_is_wrong_is_certain(error, expected):
     assert is_certain(error) is expected
 
 
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ("row 3 missing from index mutations_of_callers", True),
+        ("Tree 2 page 17: unable to get the page. error code=11", True),
+        (
+            "Tree 2 page 17: unable to get the page. error code=266\nrow 3 missing from index mutations_of_callers",
+            False,
+        ),
+        ("Tree 2 page 17: unable to get the page. error code=8458", False),
+        ("Tree 2 page 17: unable to get the page. error code=7", False),
+    ],
+)
+def test_a_page_that_the_disk_did_not_give_this_time_is_not_damage(report, expected):
+    assert inspection.was_read(report) is expected
+
+
 async def test_a_malformed_database_is_certain_only_when_all_of_it_can_be_read(running, monkeypatch):
     spec = await running.index()
     await running.applied(spec, await running.upsert(spec, batch(["a"], np.ones((1, 4)))))

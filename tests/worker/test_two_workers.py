@@ -185,7 +185,8 @@ WRITES: dict[str, Callable[[WorkIndex, State], Awaitable[object]]] = {
 
 
 async def forget_sealed(index: WorkIndex) -> None:
-    await index.forget_sealed(await index.snapshot())
+    snapshot = await index.snapshot()
+    await index.forget_sealed(snapshot, layout=snapshot.layout, through=index.state().sealed_through)
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)

@@ -18,7 +18,7 @@ from service.dialects.vectorize.reading import json_model
 from service.dialects.vectorize.writes import caller_of
 from service.keys import CALLER_NAMES, INDEX_NAME, SETTINGS, STORE, TOKEN
 from storage.interfaces import Trouble
-from storage.records import IndexSpec, MutationId, Progress
+from storage.records import IndexSpec, MutationId, Progress, Sequence
 from storage.tokens import Scope
 
 
@@ -114,4 +114,5 @@ async def _own_mutation(request: web.Request, spec: IndexSpec) -> tuple[Mutation
     if not own:
         return None
     chosen = request.app[CALLER_NAMES].choose(spec.id, caller, own)
-    return chosen.id, chosen.applied_ms
+    [status] = await request.app[STORE].mutations(spec, before=Sequence(chosen + 1), count=1)
+    return status.id, status.applied_ms

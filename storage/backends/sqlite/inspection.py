@@ -6,6 +6,7 @@ before the log, so an index may be in use meanwhile.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -182,7 +183,7 @@ def inspect_state(path: Path, *, deep: bool) -> tuple[Manifest, list[Finding]]:
     findings = []
     with closing(Reader(path)) as reader:
         if deep:
-            findings += [Finding(Part.STATE, f"state.db: {line}") for line in structure(reader)]
+            findings += _of_structure(Part.STATE, reader)
         state_reader = StateReader(reader)
         with reader.transaction():
             manifest = state_reader.manifest_within()
@@ -202,11 +203,30 @@ def structure(reader: Reader) -> list[str]:
     return [str(line) for (line,) in reader.rows("PRAGMA integrity_check") if line != "ok"]
 
 
+def _of_structure(part: Part, reader: Reader) -> list[Finding]:
+    lines = structure(reader)
+    is_certain = was_read("\n".join(lines))
+    return [Finding(part, f"{reader.path.name}: {line}", is_certain=is_certain) for line in lines]
+
+
+def was_read(report: str) -> bool:
+    """Whether SQLite could read every page it wanted for a report of damage.
+
+    A page that the disk did not give this time is reported like a wrong one, with the code of the error, and so is all
+    that is missing because of it.
+    """
+    return not any(int(code) & 0xFF in _NOT_READ for code in re.findall(r"error code=(\d+)", report))
+
+
+_NOT_READ = (7, 10)
+"""SQLITE_NOMEM, SQLITE_IOERR: the primary code is the low byte of an extended one."""
+
+
 def inspect_log(path: Path, manifest: Manifest | None, witness: Witness | None, *, deep: bool) -> Iterator[Finding]:
     """What is wrong with a log: by itself, by its witness, and by what the state has applied of it."""
     with closing(Reader(path)) as reader:
         if deep:
-            yield from (Finding(Part.LOG, f"log.db: {line}") for line in structure(reader))
+            yield from _of_structure(Part.LOG, reader)
         with reader.transaction():
             [row] = reader.rows(HEAD_SQL)
             head = LoggedHead(*row)

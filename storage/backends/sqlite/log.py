@@ -109,8 +109,8 @@ class Log:
         try:
             # The witness first: another process may append at any moment, and writes its witness after the commit.
             witness = read_witness(folder.witness)
-            [row] = await database.rows(HEAD_SQL)
-            await check_witness(folder, database, witness, _head(row))
+            head, _ = head_of(await database.rows(HEAD_SQL))
+            await check_witness(folder, database, witness, head)
             return cls(folder, database, reader, lock_timeout_ms, check)
         except BaseException:
             await database.close()
@@ -186,13 +186,13 @@ class Log:
         # In this order: what cannot be closed must not be what is closed again at the next try.
         suspect, self._database = self._database, database
         await suspect.close()
-        [row] = await database.rows(HEAD_SQL)
-        await check_witness(self._folder, database, read_witness(self._folder.witness), _head(row))
+        head, _ = head_of(await database.rows(HEAD_SQL))
+        await check_witness(self._folder, database, read_witness(self._folder.witness), head)
         if not await database.checkpoint():
             raise StoreBusy(f"the log of index {self._folder.path.name} is being read while it is proved; try again")
         os.fsync(self._witness)
         self._is_suspect = False
-        log.warning("log.proved", index=self._folder.path.name, head=row[0])
+        log.warning("log.proved", index=self._folder.path.name, head=head.sequence)
 
     async def rows(self, sql: str, values: Items[object] = ()) -> list[Row]:
         """Read what is committed."""
@@ -220,8 +220,8 @@ class _Append:
 
     def all(self, group: Items[_Pending]) -> tuple[Head, list[Appended | Refused]]:
         """Place every change that is not refused; a refusal is one caller's answer, not the group's end."""
-        [row] = self._statements.rows(HEAD_SQL)
-        assert _head(row) == self._head, "only who holds the lock appends"
+        head, _ = head_of(self._statements.rows(HEAD_SQL))
+        assert head == self._head, "only who holds the lock appends"
         answers: list[Appended | Refused] = []
         for pending in group:
             try:
@@ -295,7 +295,7 @@ class _Append:
         )
         if row is None:
             return None
-        if bytes(row[3]) != request_hash:
+        if row[3] != request_hash:
             raise IdempotencyConflict(
                 f"Idempotency-Key {change.idempotency_key!r} was used for another request, mutation {row[1]}; "
                 "use a new key for a new request"
@@ -351,9 +351,8 @@ class LogReader:
         self._reader = Reader(folder.log)
 
     def head(self) -> tuple[Head, Sequence]:
-        """The newest mutation, and the sequence through which bodies are pruned."""
-        [row] = self._reader.rows(HEAD_SQL)
-        return _head(row), Sequence(row[5])
+        """The newest mutation, and the sequence through which bodies are pruned. Raises LogDamaged."""
+        return head_of(self._reader.rows(HEAD_SQL))
 
     def bodies(self, sequences: Items[int]) -> dict[int, bytes]:
         """The bodies of some mutations; those that are pruned are absent."""
@@ -402,7 +401,7 @@ async def check_witness(folder: IndexFolder, database: Database, witness: Witnes
             f"removing {folder.witness.name} from the folder of the index"
         )
     rows = await database.rows("SELECT chain FROM mutations WHERE sequence = ?", (witness.sequence,))
-    if rows and bytes(rows[0][0]) != witness.chain:
+    if rows and rows[0][0] != witness.chain:
         raise LogDamaged(
             f"mutation {witness.sequence} in the log of index {folder.path.name} is not the one that was acknowledged"
         )
@@ -430,8 +429,15 @@ def _settle(answer: asyncio.Future[Appended], result: Appended | Refused) -> Non
         answer.set_result(result)
 
 
-def _head(row: Row) -> Head:
-    return Head(Sequence(row[0]), MutationId(row[1]), row[2], bytes(row[3]), row[4])
+def head_of(rows: Items[Row]) -> tuple[Head, Sequence]:
+    """The head, and the sequence through which bodies are pruned. Raises LogDamaged.
+
+    A damaged row can be missing, or hold anything, whatever its table says of types.
+    """
+    if [tuple(map(type, row)) for row in rows] != [(int, str, int, bytes, int, int)]:
+        raise LogDamaged("log.db has no head that was ever written; `headrace doctor` says what is left")
+    [(sequence, id, created_ms, chain, through, pruned_through)] = rows
+    return Head(Sequence(sequence), MutationId(id), created_ms, chain, through), Sequence(pruned_through)
 
 
 def _logged(row: Row) -> LoggedMutation:

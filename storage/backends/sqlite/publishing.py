@@ -212,19 +212,19 @@ class StateWriter:
         await self.database.at_once(work)
 
     async def forget_sealed(
-        self, epoch: int, *, layout: int, through: Sequence, tombstones: Items[tuple[int, int]]
+        self, epoch: int, *, newest: int, layout: int, through: Sequence, tombstones: Items[tuple[int, int]]
     ) -> None:
         """Drop parts that are sealed, and tombstones (sequence, label) of rows that are gone, as of a layout.
 
-        Who follows an older layout could miss them, and finds out by `collected_layout`. Raises LeaseLost,
-        ManifestMoved.
+        Who follows an older layout could miss them, and finds out by `collected_layout`. Raises LeaseLost, and
+        ManifestMoved where `newest` is not the newest layout.
         """
 
         def work(statements: Statements) -> None:
             state = _compare(statements, epoch)
-            if state.layout != layout:
-                raise ManifestMoved(f"layout is {state.layout}, not {layout}")
-            statements.rows("UPDATE progress SET collected_layout = layout")
+            if state.layout != newest:
+                raise ManifestMoved(f"layout is {state.layout}, not {newest}")
+            statements.rows("UPDATE progress SET collected_layout = max(collected_layout, ?)", (layout,))
             change = Change()
             change.drop("parts", statements.rows("DELETE FROM parts WHERE sequence <= ? RETURNING *", (through,)))
             statements.many("DELETE FROM tombstones WHERE sequence = ? AND label = ?", tombstones)

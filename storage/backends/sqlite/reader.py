@@ -371,7 +371,7 @@ def check_applied(index: str, state: State, log: LogReader) -> None:
     """Refuse a log that ends before what was applied of it, or has another mutation there. Raises LogDamaged."""
     rows = log.rows("SELECT chain FROM mutations WHERE sequence = ?", (state.applied,))
     head = log.head()[0]
-    if head.sequence < state.applied or (rows and bytes(rows[0][0]) != state.applied_chain):
+    if head.sequence < state.applied or (rows and rows[0][0] != state.applied_chain):
         raise LogDamaged(
             f"index {index!r} has applied mutation {state.applied} ({state.applied_id}), and its log ends at "
             f"{head.sequence} or has another mutation there: a part of the log was lost; `headrace doctor` says what"

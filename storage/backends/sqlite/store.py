@@ -250,15 +250,19 @@ class SqliteStore:
             )
             return status_of(index.reader, rows)
 
-    async def caller_mutations(self, spec: IndexSpec, caller: bytes, since_ms: int) -> tuple[MutationStatus, ...]:
-        """The applied mutations of one caller, oldest first: the newest of them, where it wrote many."""
+    async def caller_mutations(self, spec: IndexSpec, caller: bytes, since_ms: int) -> tuple[Sequence, ...]:
+        """The applied mutations of one caller, oldest first: the newest of them, where it wrote many.
+
+        No more than where they are: a caller that polls while it writes has hundreds, and asks for the status of one.
+        """
         async with self._indexes.using(spec) as index:
             # Not by time: that would look at every row the caller has in the log.
             rows = index.reader.log.rows(
-                f"{MUTATION_SQL} WHERE caller = ? AND caller <> x'' AND sequence <= ? ORDER BY sequence DESC LIMIT ?",
-                (caller, index.reader.progress().applied, CALLER_MUTATIONS_MAX),
+                "SELECT sequence FROM (SELECT sequence, created_ms FROM mutations WHERE caller = ? AND caller <> x'' "
+                "AND sequence <= ? ORDER BY sequence DESC LIMIT ?) WHERE created_ms >= ? ORDER BY sequence",
+                (caller, index.reader.progress().applied, CALLER_MUTATIONS_MAX, since_ms),
             )
-            return status_of(index.reader, [row for row in rows[::-1] if row[3] >= since_ms])
+            return tuple([Sequence(sequence) for (sequence,) in rows])
 
     # Reading
 

@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.apply import Applied, Effects
 from storage.backends.sqlite.catalogue import Catalogue
@@ -332,17 +333,23 @@ class WorkIndex:
                 self.epoch, removed_before_ms=removed_before_ms, outcomes_through=through, ahead_ms=ahead_ms
             )
 
-    async def forget_sealed(self, snapshot: Snapshot) -> None:
-        """Drop parts that are sealed, and tombstones of rows that lie nowhere any more."""
-        state = self.state()
+    async def forget_sealed(self, snapshot: Snapshot, *, layout: int, through: Sequence) -> None:
+        """Drop parts that a layout had sealed, through `through`, and tombstones of rows that lie nowhere any more.
+
+        The snapshot is of the newest layout. Where that is a later one, rows that it does not have may lie in a layout
+        in between. But whoever follows a layout since has applied what this one had sealed, and never asks for
+        tombstones of then again; only they go. Raises ManifestMoved where a build was published since the snapshot.
+        """
         rows = self._reader.state_reader.rows("SELECT sequence, label FROM tombstones")
+        if layout != snapshot.layout:
+            rows = [row for row in rows if row[0] <= through]
         labels = np.array([label for _, label in rows], dtype=np.uint64)
         present = np.zeros(len(labels), dtype=np.bool_)
         for live_part in snapshot.parts:
-            present |= np.isin(labels, live_part.part.labels)
+            present |= _among(labels, live_part.part.labels)
         gone = [row for row, there in zip(rows, present.tolist(), strict=True) if not there]
         await self._writer.forget_sealed(
-            self.epoch, layout=snapshot.layout, through=state.sealed_through, tombstones=gone
+            self.epoch, newest=snapshot.layout, layout=layout, through=through, tombstones=gone
         )
 
     def garbage(self) -> tuple[str, ...]:
@@ -406,6 +413,15 @@ class WorkIndex:
 def segment_name(epoch: int, unique: str) -> str:
     """The name of a segment built under an epoch; `_epoch_of` reads it back."""
     return f"{epoch}-{unique}"
+
+
+def _among(labels: NDArray[np.uint64], ascending: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which labels a part has, without a pass over all of its own."""
+    if not len(ascending):
+        return np.zeros(len(labels), dtype=np.bool_)
+    places = np.searchsorted(ascending, labels)
+    found: NDArray[np.bool_] = ascending.take(places, mode="clip") == labels
+    return found
 
 
 def _epoch_of(name: str) -> int | None:
