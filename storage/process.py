@@ -103,7 +103,7 @@ def run_child(main: Main) -> int:
     raise_open_files_limit()
     sys.setswitchinterval(SWITCH_S)
     keep_freed_memory()
-    return asyncio.run(_live(handed, main))
+    return _ended(asyncio.run(_live(handed, main)))
 
 
 def raise_open_files_limit() -> None:
@@ -116,6 +116,21 @@ def raise_open_files_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):  # Some systems have a lower limit of their own; then it stays as it is.
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _ended(code: int) -> int:
+    """The exit code, for Python to end with, or the end itself.
+
+    Python waits for threads, and a database that a failure left open has one, for ever: the supervisor would never hear
+    that its child is to be started again.
+    """
+    left = [one.name for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+    if left:
+        log.warning("process.left_open", threads=left)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 async def _live(handed: Inheritance, main: Main) -> int:
@@ -166,9 +181,7 @@ def _stop_with_parent(
             pass
     except OSError:
         pass
-    try:
+    with suppress(RuntimeError):  # The loop is closed already.
         loop.call_soon_threadsafe(stop.set)
-    except RuntimeError:
-        return  # The loop is closed already: the process is ending anyway.
     time.sleep(drain_s + ORPHAN_GRACE_S)
     os._exit(1)

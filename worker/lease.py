@@ -14,9 +14,14 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
+
 from storage.backends.sqlite.database import Database
 from storage.backends.sqlite.folder import DataFolder
+from storage.errors import Damaged, Unavailable
 from storage.files import lock_at_once
+
+log = structlog.get_logger()
 
 BEAT_S = 2.0
 SILENCE_S = 10.0
@@ -38,12 +43,20 @@ class Registration:
         """Become known to the other workers."""
         id = uuid.uuid4().hex
         descriptor = os.open(_lock_path(data, id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        database = await Database.open(data.workers)
-        async with database.writing() as transaction:
-            await transaction.rows("INSERT INTO workers VALUES (?, ?, 0)", (id, os.getpid()))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            database = await Database.open(data.workers)
+        except BaseException:
+            os.close(descriptor)
+            raise
         registration = cls(id, data, database, descriptor)
-        await registration.beat()
+        try:
+            async with database.writing() as transaction:
+                await transaction.rows("INSERT INTO workers VALUES (?, ?, 0)", (id, os.getpid()))
+            await registration.beat()
+        except BaseException:
+            await registration._close()
+            raise
         return registration
 
     async def beat(self) -> None:
@@ -82,11 +95,21 @@ class Registration:
 
     async def leave(self) -> None:
         """Be known no longer; what this worker held is free at once."""
-        async with self._database.writing() as transaction:
-            await transaction.rows("DELETE FROM workers WHERE id = ?", (self.id,))
-        await self._database.close()
-        _lock_path(self._data, self.id).unlink(missing_ok=True)
-        os.close(self._descriptor)
+        try:
+            async with self._database.writing() as transaction:
+                await transaction.rows("DELETE FROM workers WHERE id = ?", (self.id,))
+        except (Unavailable, Damaged) as error:
+            # Whoever is left finds the lock free.
+            log.warning("worker.not_signed_off", reason=str(error))
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        try:
+            await self._database.close()
+        finally:
+            _lock_path(self._data, self.id).unlink(missing_ok=True)
+            os.close(self._descriptor)
 
 
 def _lock_path(data: DataFolder, worker: str) -> Path:

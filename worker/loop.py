@@ -97,8 +97,12 @@ class Loop:
     async def start(cls, settings: Settings) -> Loop:
         """Open the data folder, become known to other workers, and listen for rings."""
         workshop = await Workshop.open(settings)
-        loop = cls(settings, workshop, await Registration.join(workshop.data))
-        loop._bell.open()
+        try:
+            loop = cls(settings, workshop, await Registration.join(workshop.data))
+            loop._bell.open()
+        except BaseException:
+            await workshop.close()
+            raise
         return loop
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -395,5 +399,7 @@ class Loop:
         for id in list(self._tended):
             await self._let_go(id)
         self._bell.close()
-        await self._registration.leave()
-        await self._workshop.close()
+        try:
+            await self._registration.leave()
+        finally:
+            await self._workshop.close()
