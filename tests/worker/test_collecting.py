@@ -17,7 +17,9 @@ from storage import plan as planning
 from storage.backends.sqlite.database import Reader, file_bytes
 from storage.backends.sqlite.folder import DataFolder, IndexFolder
 from storage.backends.sqlite.log import LogReader
+from storage.backends.sqlite.reader import IndexReader
 from storage.backends.sqlite.state import State, StateReader
+from storage.backends.sqlite.workshop import Workshop
 from storage.errors import CursorExpired, MutationNotFound
 from storage.filters import FilterRules
 from storage.interfaces import ListRequest
@@ -182,6 +184,48 @@ async def test_what_is_sealed_is_given_back_while_new_layouts_keep_coming(small)
             await ask(running.store, spec, model)
         finally:
             await other.close()
+
+
+async def test_of_an_older_layout_only_what_it_had_sealed_is_forgotten(small):
+    """Who follows a layout in between still asks for the tombstones that came after, of rows that are nowhere since."""
+    model = Model(Metric.COSINE)
+    calm = replace(small, seal_bytes=1, grace_ms=1 << 40, merge_idle_ms=1 << 40, segments_max=100)
+    async with running_on(calm) as running:
+        spec = await running.index(dimensions=DIMENSIONS)
+        look = Look(running, spec)
+        await write(running, spec, model, 2)
+        await until(lambda: look.state().sealed_through == 2)
+        older = look.state()
+        await write(running, spec, model, 1, begin=2)
+        await until(lambda: look.state().sealed_through == 3)
+    follower = IndexReader(spec, look.folder)
+    followed = await follower.snapshot()
+    gone = list(model.rows)[::2]
+    model.delete(gone)
+    async with running_on(replace(calm, merge_idle_ms=200)) as running:
+        await running.applied(spec, await running.delete(spec, gone))
+        await until(lambda: look.segment_rows() == len(model.rows))
+
+    workshop = await Workshop.open(calm)
+    index = await workshop.open_index(spec.id)
+    try:
+        await index.take("collector")
+        earlier = look.rows(f"SELECT 1 FROM tombstones WHERE sequence <= {older.sealed_through}")
+        await index.forget_sealed(await index.snapshot(), layout=older.layout, through=older.sealed_through)
+
+        assert older.layout < followed.layout < look.state().layout
+        assert look.state().collected_layout == older.layout
+        assert not look.rows(f"SELECT 1 FROM parts WHERE sequence <= {older.sealed_through}")
+        assert earlier
+        assert not look.rows(f"SELECT 1 FROM tombstones WHERE sequence <= {older.sealed_through}")
+        current = await follower.snapshot()
+        assert current.layout == followed.layout
+        query = Query(vector=numbers(1, 1)[0], count=50, rules=RULES, recall=1.0)
+        assert [hit.id for hit in search(current, query).hits] == nearest(model, query)
+    finally:
+        await follower.close()
+        await index.close()
+        await workshop.close()
 
 
 async def test_log_bodies_stay_as_long_as_they_are_to_be_retained(eager):
