@@ -48,6 +48,11 @@ def deadline_in(timeout_ms: int) -> float:
     return time.monotonic() + timeout_ms / 1000 if timeout_ms else NEVER
 
 
+def end() -> None:
+    """Take no more reads: the process is done, and threads that have nothing to do end."""
+    _threads.shutdown(wait=False, cancel_futures=True)
+
+
 def is_past() -> bool:
     """Whether what this thread does now has gone on for too long."""
     until_s = _here.until_s

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from storage import deadlines
 from storage.configuration import CHILD_VARIABLE, from_json, to_json
 from storage.errors import Damaged
 from storage.logs import configure_logs
@@ -33,6 +34,8 @@ from storage.settings import Settings
 READY = b"ready\n"
 EXIT_REFUSED = 78
 """The exit code of a child that will not start on this data (EX_CONFIG): starting it again would not help."""
+END_S = 2.0
+"""How long a process that is done waits for its threads."""
 ORPHAN_GRACE_S = 5
 """How much longer than its drain an orphan lives before it ends whatever is still running."""
 
@@ -124,7 +127,11 @@ def _ended(code: int) -> int:
     Python waits for threads, and a database that a failure left open has one, for ever: the supervisor would never hear
     that its child is to be started again.
     """
-    left = [one.name for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+    deadlines.end()
+    others = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+    for one in others:
+        one.join(END_S / len(others))
+    left = [one.name for one in others if one.is_alive()]
     if left:
         log.warning("process.left_open", threads=left)
         sys.stdout.flush()
